@@ -1,0 +1,1 @@
+"""gRPC: servers, channels, who is calling, and errors on the wire."""

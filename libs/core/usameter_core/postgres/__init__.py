@@ -1,0 +1,1 @@
+"""PostgreSQL: pool, transactions with retries, migrations."""

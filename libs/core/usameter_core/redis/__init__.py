@@ -1,0 +1,1 @@
+"""Redis: a client behind a circuit breaker. It holds nothing that cannot be lost."""
