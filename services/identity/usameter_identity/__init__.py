@@ -1,0 +1,1 @@
+"""Organizations, tenants and API keys: who is calling."""

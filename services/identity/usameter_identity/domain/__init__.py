@@ -1,0 +1,1 @@
+"""Scopes, names and the values of identity; pure."""
