@@ -1,0 +1,1 @@
+"""Values and rules of the ledger: no I/O, no clock."""

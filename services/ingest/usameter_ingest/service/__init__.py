@@ -1,0 +1,1 @@
+"""What ingest does: recording, correcting, reading, sealing."""
