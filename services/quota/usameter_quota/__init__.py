@@ -1,0 +1,1 @@
+"""The quota service: limits, reservations, and what counts against them."""

@@ -1,0 +1,1 @@
+"""What quota does: one module a resource."""

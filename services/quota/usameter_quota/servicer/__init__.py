@@ -1,0 +1,1 @@
+"""Quota's protos ↔ domain, and nothing else: one module a resource."""
