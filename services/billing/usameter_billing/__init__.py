@@ -1,0 +1,1 @@
+"""Billing: prices, billing periods and invoices that can be proven line by line."""

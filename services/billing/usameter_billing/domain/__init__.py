@@ -1,0 +1,1 @@
+"""What a quantity costs and what a tenant owes: pure, without I/O and without a clock."""

@@ -1,0 +1,119 @@
+"""What an audit of the invoices has compared, where it goes on, and what it compares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from uuid import UUID
+
+from usameter_core.audit import Violation
+from usameter_core.period import Period
+
+
+class Stage(StrEnum):
+    """What is compared, in this order.
+
+    LEDGER: the copy of the snapshots with those of ingest. TENANTS: what is covered and billed of each with its use.
+    INVOICES: totals and numbers with lines, and lines with what they are made of.
+    """
+
+    LEDGER = "ledger"
+    TENANTS = "tenants"
+    INVOICES = "invoices"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPlace:
+    """Where a page of the audit begins: behind this epoch, tenant or number, as the stage has it."""
+
+    stage: Stage = Stage.LEDGER
+    epoch: int = 0
+    tenant_id: str = ""
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """What a page came to; `next_place` is None once everything is compared."""
+
+    checked: int
+    violations: Sequence[Violation]
+    next_place: AuditPlace | None
+
+
+@dataclass(frozen=True, slots=True)
+class BilledUse:
+    """The use of one event type in one billing period, and what was billed of it.
+
+    Attributes:
+        quantity: Of all its snapshots.
+        is_covered: All of them are, and no void line that covered none waits to be billed again.
+        billed: The sum of its finalized lines that are not void; None: there is none.
+        price_id: That of the oldest of them.
+    """
+
+    tenant_id: str
+    event_type: str
+    period_start: datetime
+    quantity: Decimal
+    is_covered: bool
+    billed: Decimal | None
+    price_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class BilledFeeSum:
+    """A base fee for an interval that was billed, with no void line.
+
+    Attributes:
+        billed: The sum of its lines.
+        rated: What was due of it when the last of them was made.
+    """
+
+    tenant_id: str
+    subscription_id: UUID
+    period_start: datetime
+    billed: Decimal
+    rated: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class CoverDifference:
+    """A snapshot that an invoice counts other than once, or without covering it; or covers without counting it."""
+
+    snapshot_id: UUID
+    invoice_id: UUID
+    times_counted: int
+    is_covered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLine:
+    """A finalized line as it is stored: of a use with its price and quantity, or of a fee with its plan and seconds."""
+
+    line_id: UUID
+    period: Period
+    price_id: UUID | None
+    quantity: Decimal | None
+    plan_id: UUID | None
+    fee_seconds: int | None
+    tax_rate: Decimal
+    rated_amount: Decimal
+    amount: Decimal
+    previously_billed: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class StoredInvoice:
+    """A finalized invoice as it is stored."""
+
+    invoice_id: UUID
+    number: int
+    currency: str
+    subtotal: Decimal
+    tax: Decimal
+    total: Decimal
+    lines: Sequence[StoredLine]

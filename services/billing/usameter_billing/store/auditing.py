@@ -1,0 +1,246 @@
+"""What an audit reads, all of it in one snapshot of the database and without a lock."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import asyncpg
+
+from usameter_billing.domain.auditing import BilledFeeSum, BilledUse, CoverDifference, StoredInvoice, StoredLine
+from usameter_core.audit import VIOLATIONS_MAX
+from usameter_core.ids import OrgId
+from usameter_core.period import Period
+from usameter_core.postgres.pool import unavailable_without_postgres
+
+if TYPE_CHECKING:
+    from usameter_core.postgres.pool import Connection, Pool
+
+# The lines that count as billed, of an organization $1 and tenants $2.
+_BILLED_LINES = """
+    billing.invoice_line AS line JOIN billing.invoice AS invoice USING (org_id, invoice_id)
+    WHERE line.org_id = $1 AND line.tenant_id = ANY($2::text[]) AND invoice.status <> 'void'"""
+
+
+@asynccontextmanager
+async def open_moment(pool: Pool) -> AsyncIterator[Connection]:
+    """A read-only transaction whose statements all see the same."""
+    with unavailable_without_postgres():
+        async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
+            # As for generation (`store.ledger`): statistics may be older than most rows, and a plan that
+            # compares each of many with every other would not end.
+            await connection.execute("SET LOCAL enable_nestloop = off")
+            yield connection
+
+
+async def count_snapshots(connection: Connection, org_id: OrgId, *, after_epoch: int, through_epoch: int) -> int:
+    """Snapshots of the epochs after one and up to another."""
+    count: int = await connection.fetchval(
+        "SELECT count(*) FROM billing.snapshot WHERE org_id = $1 AND epoch > $2 AND epoch <= $3",
+        org_id,
+        after_epoch,
+        through_epoch,
+    )
+    return count
+
+
+async def list_tenants(connection: Connection, org_id: OrgId, *, after: str, limit: int) -> list[str]:
+    """The next tenants, ascending, that have a snapshot or a finalized invoice."""
+    rows = await connection.fetch(
+        """
+        SELECT tenant_id FROM (
+            (
+                SELECT DISTINCT tenant_id FROM billing.snapshot WHERE org_id = $1 AND tenant_id > $2
+                ORDER BY tenant_id LIMIT $3
+            )
+            UNION
+            (
+                SELECT DISTINCT tenant_id FROM billing.invoice WHERE org_id = $1 AND tenant_id > $2
+                ORDER BY tenant_id LIMIT $3
+            )
+        ) AS tenant
+        ORDER BY tenant_id LIMIT $3
+        """,
+        org_id,
+        after,
+        limit,
+    )
+    return [row["tenant_id"] for row in rows]
+
+
+async def load_billed_uses(connection: Connection, org_id: OrgId, tenant_ids: Sequence[str]) -> list[BilledUse]:
+    """All uses of the tenants that have a snapshot or a line."""
+    rows = await connection.fetch(
+        """
+        SELECT tenant_id, event_type, period_start, coalesce(quantity, 0) AS quantity,
+               coalesce(snapshots, 0) = coalesce(covered, 0) AND NOT coalesce(is_taken_back, false) AS is_covered,
+               billed, price_id
+        FROM (
+            SELECT snapshot.tenant_id, snapshot.event_type, period.period_start, sum(snapshot.total) AS quantity,
+                   count(*) AS snapshots, count(cover.invoice_id) AS covered
+            FROM billing.snapshot AS snapshot
+            JOIN billing.billing_period AS period
+                ON period.org_id = snapshot.org_id AND period.tenant_id = snapshot.tenant_id
+                AND snapshot.day >= (period.period_start AT TIME ZONE 'UTC')::date
+                AND snapshot.day < (period.period_end AT TIME ZONE 'UTC')::date
+            LEFT JOIN billing.snapshot_cover AS cover
+                ON cover.org_id = snapshot.org_id AND cover.snapshot_id = snapshot.snapshot_id
+            WHERE snapshot.org_id = $1 AND snapshot.tenant_id = ANY($2::text[])
+            GROUP BY snapshot.tenant_id, snapshot.event_type, period.period_start
+        ) AS used
+        FULL JOIN (
+            SELECT line.tenant_id, line.event_type, line.period_start,
+                   sum(line.amount) FILTER (WHERE invoice.status <> 'void') AS billed,
+                   (array_agg(line.price_id ORDER BY invoice.number) FILTER (WHERE invoice.status <> 'void'))[1]
+                       AS price_id,
+                   -- A void line that covered nothing leaves no snapshot uncovered: until the next invoice only this
+                   -- tells that something is due again.
+                   max(invoice.voided_at) FILTER (WHERE line.snapshot_ids = '{}')
+                       >= max(invoice.issued_at) FILTER (WHERE invoice.status <> 'void') AS is_taken_back
+            FROM billing.invoice_line AS line JOIN billing.invoice AS invoice USING (org_id, invoice_id)
+            WHERE line.org_id = $1 AND line.tenant_id = ANY($2::text[]) AND line.event_type IS NOT NULL
+            GROUP BY line.tenant_id, line.event_type, line.period_start
+        ) AS billed USING (tenant_id, event_type, period_start)
+        ORDER BY tenant_id, period_start, event_type
+        """,
+        org_id,
+        tenant_ids,
+    )
+    return [BilledUse(**dict(row)) for row in rows]
+
+
+async def list_fee_differences(connection: Connection, org_id: OrgId, tenant_ids: Sequence[str]) -> list[BilledFeeSum]:
+    """Base fees of the tenants whose lines do not add up to what was last due; the first so many.
+
+    Where one of the lines is void nothing is known of the others before the next one is made.
+    """
+    rows = await connection.fetch(
+        """
+        SELECT * FROM (
+            SELECT line.tenant_id, line.subscription_id, line.period_start, sum(line.amount) AS billed,
+                   (array_agg(line.rated_amount ORDER BY invoice.number DESC))[1] AS rated
+            FROM billing.invoice_line AS line JOIN billing.invoice AS invoice USING (org_id, invoice_id)
+            WHERE line.org_id = $1 AND line.tenant_id = ANY($2::text[]) AND line.subscription_id IS NOT NULL
+            GROUP BY line.tenant_id, line.subscription_id, line.plan_id, line.period_start
+            HAVING bool_and(invoice.status <> 'void')
+        ) AS fee
+        WHERE billed <> rated ORDER BY tenant_id, period_start, subscription_id LIMIT $3
+        """,
+        org_id,
+        tenant_ids,
+        VIOLATIONS_MAX,
+    )
+    return [BilledFeeSum(**dict(row)) for row in rows]
+
+
+async def list_lost_snapshots(connection: Connection, org_id: OrgId, tenant_ids: Sequence[str]) -> list[UUID]:
+    """Snapshots of the tenants that are neither covered nor pending; the first so many."""
+    rows = await connection.fetch(
+        """
+        SELECT snapshot.snapshot_id FROM billing.snapshot AS snapshot
+        LEFT JOIN billing.snapshot_cover AS cover
+            ON cover.org_id = snapshot.org_id AND cover.snapshot_id = snapshot.snapshot_id
+        LEFT JOIN billing.pending_use AS pending
+            ON pending.org_id = snapshot.org_id AND pending.tenant_id = snapshot.tenant_id
+            AND pending.event_type = snapshot.event_type AND pending.epoch = snapshot.epoch
+            AND snapshot.day >= (pending.period_start AT TIME ZONE 'UTC')::date
+            AND snapshot.day < (pending.period_end AT TIME ZONE 'UTC')::date
+        WHERE snapshot.org_id = $1 AND snapshot.tenant_id = ANY($2::text[])
+        AND cover.invoice_id IS NULL AND pending.epoch IS NULL
+        ORDER BY snapshot.snapshot_id LIMIT $3
+        """,
+        org_id,
+        tenant_ids,
+        VIOLATIONS_MAX,
+    )
+    return [row["snapshot_id"] for row in rows]
+
+
+async def list_cover_differences(
+    connection: Connection, org_id: OrgId, tenant_ids: Sequence[str]
+) -> list[CoverDifference]:
+    """Where what the tenants' invoices cover is not what their lines count; the first so many."""
+    rows = await connection.fetch(
+        f"""
+        SELECT snapshot_id, invoice_id, coalesce(times_counted, 0) AS times_counted,
+               is_covered IS NOT NULL AS is_covered
+        FROM (
+            SELECT snapshot_id, line.invoice_id, count(*) AS times_counted
+            FROM (SELECT line.invoice_id, line.snapshot_ids FROM {_BILLED_LINES}) AS line
+            CROSS JOIN LATERAL unnest(line.snapshot_ids) AS counted (snapshot_id)
+            GROUP BY snapshot_id, line.invoice_id
+        ) AS counted
+        FULL JOIN (
+            SELECT cover.snapshot_id, cover.invoice_id, true AS is_covered
+            FROM billing.snapshot AS snapshot
+            JOIN billing.snapshot_cover AS cover
+                ON cover.org_id = snapshot.org_id AND cover.snapshot_id = snapshot.snapshot_id
+            WHERE snapshot.org_id = $1 AND snapshot.tenant_id = ANY($2::text[])
+        ) AS cover USING (snapshot_id, invoice_id)
+        WHERE times_counted IS DISTINCT FROM 1 OR is_covered IS NULL
+        ORDER BY snapshot_id, invoice_id LIMIT $3
+        """,
+        org_id,
+        tenant_ids,
+        VIOLATIONS_MAX,
+    )
+    return [CoverDifference(**dict(row)) for row in rows]
+
+
+async def load_last_number(connection: Connection, org_id: OrgId) -> int:
+    """The number that was given last; 0 before the first."""
+    number: int | None = await connection.fetchval(
+        "SELECT last_number FROM billing.invoice_number WHERE org_id = $1", org_id
+    )
+    return number or 0
+
+
+async def list_stored_invoices(connection: Connection, org_id: OrgId, *, after: int, limit: int) -> list[StoredInvoice]:
+    """Finalized invoices by number, whatever their status, with their lines."""
+    rows = await connection.fetch(
+        """
+        SELECT invoice_id, number, currency, subtotal, tax, total FROM billing.invoice
+        WHERE org_id = $1 AND number > $2 ORDER BY number LIMIT $3
+        """,
+        org_id,
+        after,
+        limit,
+    )
+    line_rows = await connection.fetch(
+        """
+        SELECT invoice_id, line_id, period_start, period_end, price_id, quantity, plan_id, fee_seconds, tax_rate,
+               rated_amount, amount, (
+                   SELECT coalesce(sum((billed->>'amount')::numeric), 0)
+                   FROM json_array_elements(previously_billed) AS billed
+               ) AS previously_billed
+        FROM billing.invoice_line
+        WHERE org_id = $1 AND invoice_id = ANY($2::uuid[]) ORDER BY invoice_id, position
+        """,
+        org_id,
+        [row["invoice_id"] for row in rows],
+    )
+    lines: dict[UUID, list[StoredLine]] = defaultdict(list)
+    for row in line_rows:
+        lines[row["invoice_id"]].append(stored_line_from_row(row))
+    return [StoredInvoice(**dict(row), lines=lines[row["invoice_id"]]) for row in rows]
+
+
+def stored_line_from_row(row: asyncpg.Record) -> StoredLine:
+    """The only reader of an audited line's row."""
+    previously_billed: Decimal = row["previously_billed"]
+    return StoredLine(
+        line_id=row["line_id"],
+        period=Period(row["period_start"], row["period_end"]),
+        price_id=row["price_id"],
+        quantity=row["quantity"],
+        plan_id=row["plan_id"],
+        fee_seconds=row["fee_seconds"],
+        tax_rate=row["tax_rate"],
+        rated_amount=row["rated_amount"],
+        amount=row["amount"],
+        previously_billed=previously_billed,
+    )
