@@ -1,0 +1,231 @@
+"""Partial batches, streams, and calls that carry many callers' requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import grpc.aio
+import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+
+from tests.conftest import Database
+from tests.support.clock import ManualClock
+from tests.support.services import Services, new_organization, open_services, reason_of
+from tests.support.sql import fetch_value
+from tests.support.wait import until
+from usameter.ingest.v1 import event_pb2
+from usameter.quota.v1 import quota_pb2
+
+STORED = "SELECT count(*) FROM ingest.usage_event"
+
+
+@pytest.fixture
+async def services(database: Database) -> AsyncIterator[Services]:
+    async with open_services(database, clock=ManualClock()) as running:
+        yield running
+
+
+def event(key: str, **fields: Any) -> dict[str, Any]:
+    return {"event_type": "req", "tenant_id": "acme", "idempotency_key": key, **fields}
+
+
+def reason_in(status: bytes) -> str:
+    info = ErrorInfo()
+    assert Status.FromString(status).details[0].Unpack(info)
+    return info.reason
+
+
+async def test_what_the_database_refuses_of_a_group_fails_alone(services: Services, database: Database) -> None:
+    """No request is known that passes all checks and is refused then; one that is must not take others with it."""
+    connection = await asyncpg.connect(database.admin_url)
+    await connection.execute(
+        """
+        CREATE FUNCTION ingest.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'poison'; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON ingest.usage_event FOR EACH ROW
+        WHEN (NEW.tenant_id = 'poison') EXECUTE FUNCTION ingest.refuse();
+        """
+    )
+    await connection.close()
+    items = [
+        event_pb2.RecordManyItem(
+            authorization=f"Bearer {services.api_key}",
+            request=event_pb2.RecordEventsRequest(**event(tenant, tenant_id=tenant)),
+        )
+        for tenant in ("acme", "poison", "globex", "initech", "umbrella")
+    ]
+    answer = await services.events.RecordMany(event_pb2.RecordManyRequest(items=items), timeout=10)
+    assert [outcome.WhichOneof("outcome") for outcome in answer.outcomes] == [
+        "response",
+        "status",
+        "response",
+        "response",
+        "response",
+    ]
+    assert reason_in(answer.outcomes[1].status) == "INTERNAL"
+    assert await fetch_value(database, STORED) == 4
+
+
+async def test_of_a_partial_batch_what_can_be_recorded_is(services: Services, database: Database) -> None:
+    await services.events.RecordEvents(event_pb2.RecordEventsRequest(**event("taken")), metadata=services.metadata)
+    limit = quota_pb2.SetQuotaRequest(
+        tenant_id="small", event_type="req", limit_value="2", enforcement_mode=quota_pb2.HARD, period=quota_pb2.DAILY
+    )
+    await services.quotas.SetQuota(limit, metadata=services.metadata)
+    batch = [
+        event("a"),
+        event("bad", quantity=-1.0),
+        event("taken", quantity=2.0),
+        event("s1", tenant_id="small"),
+        event("s2", tenant_id="small"),
+        event("s3", tenant_id="small"),
+        event("a"),
+        event("taken"),
+    ]
+    request = event_pb2.RecordEventsRequest(events=batch, partial=True)
+    answer = await services.events.RecordEvents(request, metadata=services.metadata, timeout=10)
+    assert [result.error.code for result in answer.results] == [
+        "",
+        "INVALID_ARGUMENT",
+        "IDEMPOTENCY_CONFLICT",
+        "",
+        "",
+        "QUOTA_EXCEEDED",
+        "",
+        "",
+    ]
+    assert [result.HasField("event_id") for result in answer.results] == [
+        not result.HasField("error") for result in answer.results
+    ]
+    assert [result.deduplicated for result in answer.results] == [False] * 6 + [True] * 2
+    assert (answer.count, answer.new_events, answer.duplicate_events) == (8, 3, 2)
+    assert answer.results[5].error.details["limit"] == 2
+    assert answer.results[1].error.details["violations"][0]["field"] == "events[1].quantity"
+    assert await fetch_value(database, STORED) == 4
+
+
+async def test_a_stream_answers_each_message_after_its_commit(services: Services, database: Database) -> None:
+    async def messages() -> AsyncIterator[event_pb2.StreamEventsRequest]:
+        for number in range(50):
+            batch = event_pb2.RecordEventsRequest(events=[event(f"{number}.{i}") for i in range(10)])
+            yield event_pb2.StreamEventsRequest(sequence=number, request=batch)
+        yield event_pb2.StreamEventsRequest(sequence=50, request=event_pb2.RecordEventsRequest(tenant_id="x"))
+        # Sent again, as after a broken stream.
+        yield event_pb2.StreamEventsRequest(sequence=51, request=event_pb2.RecordEventsRequest(events=[event("0.0")]))
+
+    answers = {}
+    async for answer in services.events.StreamEvents(messages(), metadata=services.metadata, timeout=20):
+        answers[answer.sequence] = answer.outcome
+        if answer.sequence < 50:
+            assert await fetch_value(database, STORED) >= 10
+    assert sorted(answers) == list(range(52))
+    assert sum(answers[number].response.new_events for number in range(50)) == 500
+    assert reason_in(answers[50].status) == "INVALID_ARGUMENT"
+    assert answers[51].response.duplicate_events == 1
+    assert await fetch_value(database, STORED) == 500
+
+
+async def test_a_stream_takes_no_more_messages_than_it_has_under_way(services: Services) -> None:
+    sent = 0
+    go_on = asyncio.Event()
+
+    async def messages() -> AsyncIterator[event_pb2.StreamEventsRequest]:
+        nonlocal sent
+        for number in range(200):
+            sent += 1
+            batch = event_pb2.RecordEventsRequest(events=[event(f"{number}.{i}") for i in range(20)])
+            yield event_pb2.StreamEventsRequest(sequence=number, request=batch)
+        await go_on.wait()
+
+    stream = services.events.StreamEvents(messages(), metadata=services.metadata, timeout=20)
+    received = [await anext(aiter(stream)) for _ in range(200)]
+    assert sent == 200 and len({each.sequence for each in received}) == 200
+    go_on.set()
+    assert [each async for each in stream] == []
+
+
+async def test_a_stream_needs_a_key(services: Services) -> None:
+    async def messages() -> AsyncIterator[event_pb2.StreamEventsRequest]:
+        # Nothing: a write that meets the refusal half-way would hide its reason.
+        await asyncio.sleep(1)
+        yield event_pb2.StreamEventsRequest()
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await anext(aiter(services.events.StreamEvents(messages(), timeout=10)))
+    assert reason_of(caught.value) == "UNAUTHENTICATED"
+
+
+async def test_each_item_of_a_call_is_recorded_for_its_own_caller(services: Services, database: Database) -> None:
+    _, other_key = await new_organization(database, "other")
+    items = [
+        {"authorization": f"Bearer {services.api_key}", "request": event("same")},
+        {"authorization": f"Bearer {other_key}", "request": event("same")},
+        {"authorization": "Bearer usa_nobody", "request": event("same")},
+        {"authorization": f"Bearer {services.api_key}", "request": event("same")},
+        {"authorization": f"Bearer {services.api_key}", "request": event("same", quantity=5.0)},
+        {"authorization": f"Bearer {services.api_key}", "request": {"tenant_id": "x"}},
+    ]
+    answer = await services.events.RecordMany(event_pb2.RecordManyRequest(items=items), timeout=10)
+    first, other, nobody, again, conflict, invalid = answer.outcomes
+    assert first.response.event_id != other.response.event_id
+    assert not first.response.deduplicated and not other.response.deduplicated
+    assert again.response.deduplicated and again.response.event_id == first.response.event_id
+    assert [reason_in(each.status) for each in (nobody, conflict, invalid)] == [
+        "UNAUTHENTICATED",
+        "IDEMPOTENCY_CONFLICT",
+        "INVALID_ARGUMENT",
+    ]
+    assert await fetch_value(database, STORED) == 2
+
+
+async def test_many_events_of_one_key_are_one_commit_and_a_look_up(services: Services, database: Database) -> None:
+    """Not a commit for each: sixteen such batches once held the service up for ten seconds."""
+    same = [event("none") for _ in range(1_000)]
+    requests = [event_pb2.RecordEventsRequest(events=same, partial=True) for _ in range(16)]
+    answers = await asyncio.gather(
+        *(services.events.RecordEvents(each, metadata=services.metadata, timeout=10) for each in requests)
+    )
+    assert sum(answer.new_events for answer in answers) == 1
+    assert sum(answer.duplicate_events for answer in answers) == 15_999
+    assert await fetch_value(database, STORED) == 1
+
+
+async def test_what_a_cancelled_call_has_not_begun_is_not_recorded(services: Services, database: Database) -> None:
+    lock = await asyncpg.connect(database.admin_url)
+    async with lock.transaction():
+        await lock.execute("LOCK TABLE ingest.usage_event IN ACCESS EXCLUSIVE MODE")
+        first = asyncio.create_task(record_many(services, ["first"]))
+        await until_locked(lock)
+        others = record_many_call(services, [f"other.{number}" for number in range(20)])
+        await asyncio.sleep(0.3)
+        others.cancel()
+        await asyncio.sleep(0.3)
+    await lock.close()
+    await first
+    await asyncio.sleep(0.3)
+    assert await fetch_value(database, STORED) == 1
+
+
+def record_many_call(services: Services, keys: list[str]) -> Any:
+    items = [
+        event_pb2.RecordManyItem(
+            authorization=f"Bearer {services.api_key}", request=event_pb2.RecordEventsRequest(**event(key))
+        )
+        for key in keys
+    ]
+    return services.events.RecordMany(event_pb2.RecordManyRequest(items=items), timeout=10)
+
+
+async def record_many(services: Services, keys: list[str]) -> None:
+    await record_many_call(services, keys)
+
+
+async def until_locked(connection: Any) -> None:
+
+    async def waits() -> bool:
+        return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+    await until(waits, "somebody waits for a lock")

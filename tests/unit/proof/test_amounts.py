@@ -1,0 +1,127 @@
+"""Invoices that would charge twice where no snapshot shows it, or have lines of two kinds."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from usameter_proof.amounts import check_amounts
+from usameter_proof.documents import UnusableDocument, proof_from_json
+
+JANUARY, FEBRUARY = "2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z"
+DAYS = 31 * 86_400
+
+
+def standing(start: str, end: str, **changes: Any) -> dict[str, Any]:
+    """A line of no use, for which the price of a plan charges 100 all the same."""
+    price = {"model": "flat", "currency": "USD", "flat_amount": "100"}
+    return {
+        "id": f"lin_{start}",
+        "kind": "USAGE",
+        "event_type": "call",
+        "period_start": start,
+        "period_end": end,
+        "price": {"id": "prc_1", "event_type": "call", "plan_id": "pln_1", "price": price},
+        "quantity": "0",
+        "rated_amount": "100.00",
+        "breakdown": [{"quantity": "0", "unit_amount": "0", "flat_amount": "100", "amount": "100"}],
+        "amount": "100.00",
+        "tax_rate": "0",
+        **changes,
+    }
+
+
+def fee(start: str, end: str, **changes: Any) -> dict[str, Any]:
+    """A whole base fee of 29 for an interval of 31 days."""
+    return {
+        "id": f"lin_{start}",
+        "kind": "BASE_FEE",
+        "period_start": start,
+        "period_end": end,
+        "base_fee": {
+            "subscription_id": "sub_1",
+            "plan_id": "pln_1",
+            "amount": "29",
+            "seconds": DAYS,
+            "interval_seconds": DAYS,
+        },
+        "rated_amount": "29.00",
+        "amount": "29.00",
+        "tax_rate": "0",
+        **changes,
+    }
+
+
+def findings(*lines: dict[str, Any], **changes: Any) -> list[str]:
+    """What is found wrong with an invoice of these lines, whose sums are right."""
+    total = f"{sum(Decimal(line['amount']) for line in lines):.2f}"
+    sums = {"subtotal": total, "tax": "0.00", "total": total, "amount_due": total}
+    invoice = {"id": "inv_1", "tenant_id": "acme", "currency": "USD", "through_epoch": 0, "lines": lines, **sums}
+    document = {"format": "usameter.invoice-proof.v1", "invoice": {**invoice, **changes}}
+    return [str(each) for each in check_amounts(proof_from_json(json.dumps(document).encode()))]
+
+
+def test_periods_and_intervals_that_follow_each_other_are_fine() -> None:
+    march = "2026-03-01T00:00:00Z"
+    assert findings(standing(JANUARY, FEBRUARY), standing(FEBRUARY, march), fee(JANUARY, FEBRUARY)) == []
+    assert findings(fee("2025-12-01T00:00:00Z", JANUARY), fee(JANUARY, FEBRUARY)) == []
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (standing(JANUARY, FEBRUARY), standing("2026-01-02T00:00:00Z", FEBRUARY)),
+        (standing("2026-01-31T00:00:00Z", FEBRUARY), standing(JANUARY, FEBRUARY)),
+        (fee(JANUARY, FEBRUARY), fee("2026-01-31T00:00:00Z", "2026-03-03T00:00:00Z")),
+    ],
+)
+def test_no_time_is_billed_by_two_lines(lines: tuple[dict[str, Any], ...]) -> None:
+    (found,) = findings(*lines)
+    assert "bills the same as line" in found
+
+
+def test_two_plans_share_an_interval() -> None:
+    def part(plan_id: str, days: int) -> dict[str, Any]:
+        charged = {**fee(JANUARY, FEBRUARY)["base_fee"], "plan_id": plan_id, "amount": "31", "seconds": days * 86_400}
+        return fee(JANUARY, FEBRUARY, id=plan_id, base_fee=charged, rated_amount=f"{days}", amount=f"{days}")
+
+    assert findings(part("pln_1", 10), part("pln_2", 21)) == []
+    (found,) = findings(part("pln_1", 10), part("pln_2", 22))
+    assert "more of its interval" in found
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        (JANUARY, JANUARY),
+        (FEBRUARY, JANUARY),
+        (JANUARY, "2026-01-31T12:00:00Z"),
+        ("2026-01-01T00:00:00.000001Z", FEBRUARY),
+        ("2026-01-01T00:00:00+01:00", FEBRUARY),
+    ],
+)
+def test_a_period_is_of_whole_days_and_at_least_one(start: str, end: str) -> None:
+    (found,) = findings(standing(start, end))
+    assert "whole UTC days" in found
+
+
+def test_a_base_fee_has_no_event_type_whose_snapshots_it_would_swallow() -> None:
+    (found,) = findings(fee(JANUARY, FEBRUARY, event_type="call"))
+    assert "is neither of use" in found
+
+
+@pytest.mark.parametrize("billed", [[("inv_0", "lin_0"), ("inv_0", "lin_0")], [("inv_1", "lin_x")]])
+def test_a_line_was_billed_before_once_and_by_another_invoice(billed: list[tuple[str, str]]) -> None:
+    credits = [{"invoice_id": invoice, "line_id": line, "amount": "-50.00"} for invoice, line in billed]
+    amount = f"{100 + 50 * len(billed)}.00"
+    (found,) = findings(standing(JANUARY, FEBRUARY, amount=amount, previously_billed=credits))
+    assert "billed before" in found
+
+
+def test_a_currency_is_a_code() -> None:
+    assert findings(fee(JANUARY, FEBRUARY), currency="EUR") == []
+    with pytest.raises(UnusableDocument, match="currency"):
+        findings(fee(JANUARY, FEBRUARY), currency="usd")
