@@ -25,6 +25,10 @@ from usameter_devstack.valkey import EmbeddedValkey
 from usameter_ingest.counters.live import LiveCounters
 from usameter_ingest.metrics import LIVE_EVENTS_DROPPED
 
+# A Redis that hangs would hold a request for ever: the client itself sets no time limit. The breaker gives it 50 ms a
+# few times; the rest of this is for machines that do something else as well.
+PATIENCE_SECONDS = 3
+
 
 @pytest.fixture
 async def proxy(valkey: EmbeddedValkey) -> AsyncIterator[FaultProxy]:
@@ -80,13 +84,13 @@ async def test_recording_does_without_redis_and_live_usage_recovers_by_itself(
     await until(partial(shown, services, 51), "the first events are shown")
     await fail_in(proxy, mode)
     latencies = [await record(services) for _ in range(50)]
-    assert max(await asyncio.gather(*(record(services) for _ in range(50)))) < usual + 1
+    assert max(await asyncio.gather(*(record(services) for _ in range(50)))) < usual + PATIENCE_SECONDS
     began = time.monotonic()
     answer = await live(services)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < PATIENCE_SECONDS
     assert answer.degraded and not answer.minutes and not answer.busiest_tenants
     latencies += [await record(services) for _ in range(10)]
-    assert max(latencies) < 1
+    assert max(latencies) < PATIENCE_SECONDS
     assert await fetch_value(database, "SELECT count(*) FROM ingest.usage_event") == 161
 
     await proxy.forward()
@@ -97,10 +101,10 @@ async def test_recording_does_without_redis_and_live_usage_recovers_by_itself(
 async def test_ingest_starts_and_stops_without_redis(database: Database, proxy: FaultProxy, mode: FaultMode) -> None:
     await fail_in(proxy, mode)
     async with open_services(replace(database, redis_url=url(proxy)), clock=ManualClock()) as services:
-        assert await record(services) < 1
+        assert await record(services) < PATIENCE_SECONDS
         assert (await live(services)).degraded
         began = time.monotonic()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 2 * PATIENCE_SECONDS
 
 
 async def test_a_batch_whose_answer_came_too_late_counts_once(proxy: FaultProxy, valkey: EmbeddedValkey) -> None:

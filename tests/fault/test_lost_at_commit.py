@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 import grpc.aio
 import pytest
+from prometheus_client import REGISTRY
 
 from tests.conftest import Database
 from tests.support.clock import ManualClock
@@ -142,7 +143,7 @@ async def test_where_postgres_is_silent_requests_end_by_their_deadline_and_are_n
 ) -> None:
     assert (await ingest.record("known")).new_events == 3
     await ingest.proxy.swallow()
-    began = time.monotonic()
+    began, cancelled = time.monotonic(), cancelled_calls()
     # Group after group: two are under way, and the others wait for them.
     waves = []
     for wave in range(5):
@@ -152,6 +153,12 @@ async def test_where_postgres_is_silent_requests_end_by_their_deadline_and_are_n
         assert isinstance(ended, grpc.aio.AioRpcError)
         assert ended.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert time.monotonic() - began < 4
+
+    async def everybody_has_gone() -> bool:
+        return cancelled_calls() - cancelled == len(waves)
+
+    # The server learns of it a moment after its clients, and what begins in between may be recorded.
+    await until(everybody_has_gone, "the server knows that nobody waits any more")
     await ingest.proxy.forward()
     assert (await ingest.record("after")).new_events == 3
     await until(ingest.is_settled, "nothing is held")
@@ -179,6 +186,11 @@ async def test_a_statement_that_comes_late_finds_its_reservation_given_away(inge
         await admin.close()
     assert await ingest.is_settled() and await ingest.stored() == 3
     assert (await ingest.record("late")).new_events == 3
+
+
+def cancelled_calls() -> float:
+    labels = {"method": "/usameter.ingest.v1.EventService/RecordEvents", "code": "CANCELLED"}
+    return REGISTRY.get_sample_value("usameter_grpc_call_seconds_count", labels) or 0
 
 
 async def is_writing(admin: asyncpg.Connection[Any]) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -378,7 +379,7 @@ async def test_whoever_leaves_in_the_middle_keeps_nobody_locked_out(
     assert not done
     if cut_off:
         call.cancel()
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(30):
             await recording
     else:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -396,10 +397,11 @@ async def test_nothing_is_reported_while_everything_is_in_use(database: Database
         open_replica(database, services, clock=SystemClock()) as replica,
         load(services, [services.ingest, replica]) as counts,
     ):
-        for _ in range(40):
+        looks = 0
+        while looks < 40 or counts.recorded <= 100 or counts.refused <= 10 or counts.corrected <= 5:
             _, found, stuck = await reconcile(services)
             assert (found, stuck) == ([], [])
-        assert counts.recorded > 100 and counts.refused > 10 and counts.corrected > 5, counts
+            looks += 1
     await assert_exact_once_settled(database)
 
 
@@ -432,7 +434,7 @@ async def test_what_is_wrong_is_mended_exactly_while_it_is_in_use(database: Data
                 (tenant_id, "HOUR", 1000, True),
                 (tenant_id, "DAY", 1000, True),
             ]
-        assert counts.recorded > 50
+        await until(partial(counts.have_recorded, 50), "enough was recorded meanwhile")
     await assert_exact_once_settled(database)
 
 
@@ -441,6 +443,9 @@ class Counts:
 
     def __init__(self) -> None:
         self.recorded = self.refused = self.corrected = 0
+
+    async def have_recorded(self, more_than: int) -> bool:
+        return self.recorded > more_than
 
     def __repr__(self) -> str:
         return f"recorded {self.recorded}, refused {self.refused}, corrected {self.corrected}"
@@ -458,10 +463,7 @@ async def load(services: Services, channels: Sequence[grpc.aio.Channel]) -> Asyn
         for number in range(6):
             tasks.create_task(_record_until(stop, services, channels[number % len(channels)], number, counts))
 
-        async def under_way() -> bool:
-            return counts.recorded > 20
-
-        await until(under_way, "the first events are recorded")
+        await until(partial(counts.have_recorded, 20), "the first events are recorded")
         try:
             yield counts
         finally:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 
-async def until(condition: Callable[[], Awaitable[bool]], what: str, *, seconds: float = 15) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], what: str, *, seconds: float = 60) -> None:
     """Return once the condition holds; fail where it does not within some seconds."""
     deadline = time.monotonic() + seconds
     while not await condition():

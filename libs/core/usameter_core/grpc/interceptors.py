@@ -55,7 +55,9 @@ class CallInterceptor(AsyncServerInterceptor):
             return self._stream(response, context, method_name)
         with _observed(method_name) as call:
             try:
-                return await response
+                answer = await response
+                call.code = grpc.StatusCode.OK
+                return answer
             except Exception as error:
                 # The top of a call, here and in `_stream`: whatever it was becomes a status.
                 status = call.fail(error)
@@ -66,6 +68,7 @@ class CallInterceptor(AsyncServerInterceptor):
             try:
                 async for response in responses:
                     yield response
+                call.code = grpc.StatusCode.OK
                 return
             except Exception as error:
                 status = call.fail(error)
@@ -73,10 +76,10 @@ class CallInterceptor(AsyncServerInterceptor):
 
 
 class _Call:
-    """How a call ends."""
+    """How a call ends: CANCELLED, where neither an answer nor an error comes of it."""
 
     def __init__(self) -> None:
-        self.code = grpc.StatusCode.OK
+        self.code = grpc.StatusCode.CANCELLED
 
     def fail(self, error: Exception) -> Status:
         """The status of what the call raised; what is no `UsameterError` is logged and told to nobody."""
