@@ -26,7 +26,7 @@ _RECORD_MANY = "/usameter.ingest.v1.EventService/RecordMany"
 # its requests is. So a few events wait for the call under way to come back: sent before, they would only wait there,
 # for the group under way. A batch waits for one of four (or as many as there are connections to several processes).
 # Nobody waits for long.
-_SMALL_CALLS_MAX = 1
+_SMALL_CALLS_MAX = 2
 _LARGE_CALLS_MAX = 4
 _CALLS_MAX = 16
 _WAITING_SECONDS_MAX = 0.02
@@ -36,6 +36,7 @@ _BYTES_A_CALL_MAX = 64 * 1024
 _WAITING_BYTES_MAX = 256 * 1024 * 1024
 
 _Invoke: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[Message, event_pb2.RecordManyResponse]"
+_Call: TypeAlias = "grpc.aio.UnaryUnaryCall[Message, event_pb2.RecordManyResponse]"
 
 
 @dataclass(slots=True)
@@ -67,7 +68,8 @@ class CoalescedCall:
         self._large_calls_max = max(_LARGE_CALLS_MAX, len(invokes))
         self._waiting: deque[_Item] = deque()
         self._waiting_bytes = 0
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls_under_way = 0
+        self._answering: set[asyncio.Task[None]] = set()
         self._impatience: asyncio.TimerHandle | None = None
 
     async def __call__(self, item: event_pb2.RecordManyItem) -> event_pb2.RecordOutcome:
@@ -91,9 +93,8 @@ class CoalescedCall:
     def _start_calls(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting and self._idle and self._is_call_due(loop.time()):
-            call = asyncio.create_task(self._run(self._idle.popleft(), self._next_items()))
-            self._calls.add(call)
-            call.add_done_callback(self._finished)
+            if items := self._next_items():
+                self._start_call(items)
         if self._impatience is not None:
             self._impatience.cancel()
             self._impatience = None
@@ -101,10 +102,9 @@ class CoalescedCall:
             self._impatience = loop.call_at(self._waiting[0].since + _WAITING_SECONDS_MAX, self._start_calls)
 
     def _is_call_due(self, now: float) -> bool:
-        calls = len(self._calls)
-        if calls < self._small_calls_max:
+        if self._calls_under_way < self._small_calls_max:
             return True
-        if calls < self._large_calls_max and self._waiting_bytes >= _BYTES_A_CALL_MAX:
+        if self._calls_under_way < self._large_calls_max and self._waiting_bytes >= _BYTES_A_CALL_MAX:
             return True
         return now - self._waiting[0].since >= _WAITING_SECONDS_MAX
 
@@ -119,29 +119,35 @@ class CoalescedCall:
                 items.append(item)
         return items
 
-    async def _run(self, invoke: _Invoke, items: list[_Item]) -> None:
-        """Send one call and answer its items; what it raises is every item's answer."""
+    def _start_call(self, items: list[_Item]) -> None:
+        request = event_pb2.RecordManyRequest(items=[item.message for item in items])
+        waited = asyncio.get_running_loop().time() - items[0].since
+        invoke = self._idle.popleft()
+        self._calls_under_way += 1
+        # In this very turn, not in the task: whoever is answered in it would be served before the call is sent.
+        call = invoke(request, timeout=max(0.0, DEADLINE_SECONDS - waited))
+        answering = asyncio.create_task(self._answer(items, call, invoke))
+        self._answering.add(answering)
+        answering.add_done_callback(self._answering.discard)
+
+    async def _answer(self, items: list[_Item], call: _Call, invoke: _Invoke) -> None:
+        """Answer the items of a call; what it raises is every item's answer."""
         try:
-            if items:
-                await self._send(invoke, items)
+            try:
+                response = await call
+            finally:
+                # The next call goes first: writing all these answers takes as long as a third of it.
+                self._idle.append(invoke)
+                self._calls_under_way -= 1
+                self._start_calls()
+            for item, outcome in zip(items, response.outcomes, strict=True):
+                if not item.answer.done():
+                    item.answer.set_result(outcome)
         except Exception as error:
             # The top of a task: whatever it was is the answer to all that it carried, for nobody may wait for ever.
             for item in items:
                 if not item.answer.done():
                     item.answer.set_exception(error)
         finally:
-            self._idle.append(invoke)
             for item in items:
                 item.answer.cancel()  # of those that are not answered, since we are being cancelled
-
-    async def _send(self, invoke: _Invoke, items: list[_Item]) -> None:
-        request = event_pb2.RecordManyRequest(items=[item.message for item in items])
-        waited = asyncio.get_running_loop().time() - items[0].since
-        response: event_pb2.RecordManyResponse = await invoke(request, timeout=max(0.0, DEADLINE_SECONDS - waited))
-        for item, outcome in zip(items, response.outcomes, strict=True):
-            if not item.answer.done():
-                item.answer.set_result(outcome)
-
-    def _finished(self, call: asyncio.Task[None]) -> None:
-        self._calls.discard(call)
-        self._start_calls()

@@ -125,12 +125,9 @@ class EntryStore:
         with unavailable_without_postgres():
             rows = await self._pool.fetch(
                 """
-                SELECT event.event_id, event.request_hash, event.occurred_at, event.timestamp_given,
-                       correction.kind IS NOT DISTINCT FROM 'VOID' AS voided,
+                SELECT event_id, request_hash, occurred_at, timestamp_given, voided,
                        (SELECT ingest.cache_generation($1)) AS generation
-                FROM ingest.usage_event AS event
-                LEFT JOIN ingest.correction AS correction USING (org_id, event_id)
-                WHERE event.org_id = $1 AND event.event_id = ANY($2::uuid[])
+                FROM ingest.find_events($1, $2)
                 """,
                 org_id,
                 event_ids,
