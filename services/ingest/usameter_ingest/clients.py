@@ -12,6 +12,7 @@ from decimal import Decimal
 from uuid import UUID
 
 import grpc.aio
+import msgspec
 
 from usameter.identity.v1 import tenant_pb2, tenant_pb2_grpc
 from usameter.quota.v1 import admission_pb2, admission_pb2_grpc, reconciliation_pb2, reconciliation_pb2_grpc
@@ -39,9 +40,8 @@ _KNOWN_TENANTS_MAX = 100_000
 _TENANTS_A_CALL_MAX = 5_000
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """A quantity of one tenant and event type at one time."""
+class Usage(msgspec.Struct, frozen=True):
+    """A quantity of one tenant and event type at one time. A struct for the reason that `UsageEvent` is one."""
 
     tenant_id: str
     event_type: str
@@ -70,6 +70,10 @@ class Verdict:
 
     violations: Sequence[LimitViolation]
     warnings: Sequence[LimitWarning]
+
+
+# Nearly all.
+_ADMITTED = Verdict((), ())
 
 
 class QuotaClient:
@@ -264,6 +268,8 @@ class TenantRegistry:
 
 def verdict_from_proto(message: admission_pb2.Verdict) -> Verdict:
     """The verdict in an answer of quota."""
+    if message.admitted and not message.warnings:
+        return _ADMITTED
     return Verdict(
         violations=[_violation_from_proto(each) for each in message.violations],
         warnings=[_warning_from_proto(each) for each in message.warnings],
