@@ -14,7 +14,6 @@ from tests.conftest import Database
 from tests.support.billing import Organization, StandInLedger, World, open_world
 from tests.support.services import reason_of
 from usameter.billing.v1 import proof_pb2, proof_pb2_grpc
-from usameter.identity.v1 import authentication_pb2_grpc
 from usameter.ingest.v1 import ledger_pb2, ledger_pb2_grpc, snapshot_pb2_grpc
 from usameter.ingest.v1 import proof_pb2 as ledger_proof_pb2
 from usameter.ingest.v1 import proof_pb2_grpc as ledger_proof_pb2_grpc
@@ -70,7 +69,7 @@ async def sealed_world(database: Database) -> AsyncIterator[World]:
         ledger_pb2_grpc.add_LedgerServiceServicer_to_server(sealed, server)
         ledger_proof_pb2_grpc.add_ProofServiceServicer_to_server(sealed, server)
         snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(world.ledger, server)
-        authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(world.identity, server)
+        world.identity.add_to(server)
         world.peers = Address("127.0.0.1", server.add_insecure_port("127.0.0.1:0"))
         await server.start()
         yield world

@@ -1,4 +1,4 @@
-"""The ingest service, as billing sees it."""
+"""The services that billing calls, as it sees them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from uuid import UUID
 
 import grpc.aio
 
+from usameter.identity.v1 import organization_pb2, organization_pb2_grpc
 from usameter.ingest.v1 import (
     ledger_pb2,
     ledger_pb2_grpc,
@@ -93,6 +94,28 @@ class IngestClient:
                     metadata=service_metadata(self._internal_token),
                     timeout=remaining_seconds(at_most=_CALL_SECONDS_MAX),
                 )
+
+
+class OrganizationClient:
+    """What identity says of organizations."""
+
+    def __init__(self, channel: grpc.aio.Channel, *, internal_token: str) -> None:
+        self._stub = organization_pb2_grpc.OrganizationServiceStub(channel)
+        self._internal_token = internal_token
+
+    async def read_name(self, org_id: OrgId) -> str:
+        """The organization's name as it is now.
+
+        Raises:
+            Unavailable: Identity cannot be reached.
+        """
+        with peer_errors("identity"):
+            answer = await self._stub.ReadOrganization(
+                organization_pb2.ReadOrganizationRequest(org_id=str(org_id)),
+                metadata=service_metadata(self._internal_token),
+                timeout=remaining_seconds(at_most=_CALL_SECONDS_MAX),
+            )
+        return answer.name
 
 
 # An event, and whether it is its correction that is meant.
