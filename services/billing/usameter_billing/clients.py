@@ -135,8 +135,11 @@ class LedgerClient:
 
     async def read_entries(
         self, org_id: OrgId, snapshot_ids: Sequence[UUID], *, after: EntryPlace | None, limit: int
-    ) -> Sequence[ledger_pb2.LedgerEntry]:
-        """Up to `limit` entries of at most 1,000 snapshots, in order; of the first those behind `after`."""
+    ) -> ledger_pb2.ReadEntriesResponse:
+        """Up to `limit` entries of at most 1,000 snapshots, in order; of the first those behind `after`.
+
+        `ends_early` says that there are more, for which one answer has no room.
+        """
         place = None
         if after is not None:
             place = ledger_pb2.EntryPlace(event_id=format_id("evt", after[0]), correction=after[1])
@@ -144,12 +147,11 @@ class LedgerClient:
             org_id=str(org_id), snapshot_ids=_snapshot_ids(snapshot_ids), after=place, limit=limit
         )
         with peer_errors("ingest"):
-            answer = await self._ledger.ReadEntries(
+            return await self._ledger.ReadEntries(
                 request,
                 metadata=service_metadata(self._internal_token),
                 timeout=remaining_seconds(at_most=_PROOF_SECONDS_MAX),
             )
-        return answer.entries
 
     async def prove_snapshots(self, org_id: OrgId, snapshot_ids: Sequence[UUID]) -> Sequence[proof_pb2.SnapshotProof]:
         """The proofs of at most 1,000 snapshots, in the order named; of the first where all would take too long."""
