@@ -111,7 +111,7 @@ COMMENT ON COLUMN billing.draft.total IS 'Major currency units';
 CREATE TABLE billing.draft_line (
     org_id             uuid        NOT NULL,
     invoice_id         uuid        NOT NULL,
-    position           smallint    NOT NULL,
+    position           integer     NOT NULL,
     line_id            uuid        NOT NULL,
     kind               text        NOT NULL,
     tenant_id          text        COLLATE "C" NOT NULL,
@@ -209,7 +209,7 @@ COMMENT ON COLUMN billing.invoice.amount_due IS
 CREATE TABLE billing.invoice_line (
     org_id             uuid        NOT NULL,
     invoice_id         uuid        NOT NULL,
-    position           smallint    NOT NULL,
+    position           integer     NOT NULL,
     line_id            uuid        NOT NULL,
     kind               text        NOT NULL,
     tenant_id          text        COLLATE "C" NOT NULL,
