@@ -83,7 +83,12 @@ def test_a_tenant_subscribes_uses_changes_and_leaves(stack: RunningStack) -> Non
         }
         post(client, "/api/v1/events", event)
     stack.seal()
-    invoice = bill(client, "2024-01-31", "2024-02-29")
+    generate = ("invoices", "generate", "--tenant", TENANT, "--finalize", "--period")
+    refused_month = stack.command(*generate, "2024-02")
+    _, errors = refused_month.communicate(timeout=120)
+    assert refused_month.returncode == 1
+    assert b"[2024-01-31T00:00:00Z, 2024-02-29T00:00:00Z)" in errors
+    invoice = stack.json(*generate, "2024-01-31..2024-02-29")
     # Two months in advance, since nobody invoiced the days before the start; and 1,000 beyond the included ones.
     assert amounts(invoice) == [
         ("BASE_FEE", "Starter", "29.00"),

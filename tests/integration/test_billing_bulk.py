@@ -70,6 +70,28 @@ async def test_every_tenant_is_invoiced_and_the_answer_comes_before_the_work(wor
         await assert_billed_once(world, org, tenants=30)
 
 
+async def test_a_tenant_with_more_lines_than_a_smallint_counts_holds_nobody_up(world: World) -> None:
+    lines = 2**15 + 1
+    async with world.open_service() as channel:
+        org = await new_seller(world, channel, tenants=2)
+        await world.admin.execute(
+            """
+            INSERT INTO billing.price (org_id, price_id, event_type, tenant_id, effective_from, terms, created_at)
+            SELECT org_id, gen_random_uuid(), 'type.' || number, '', effective_from, terms, created_at
+            FROM billing.price, generate_series(1, $2) AS number WHERE org_id = $1 AND event_type = 'call'
+            """,
+            org.org_id,
+            lines,
+        )
+        types = [f"type.{number}" for number in range(1, lines + 1)]
+        org.seal(*(("many", event_type, "2026-01-10", "1") for event_type in types))
+        ended = await org.wait_for(await org.start_bulk(finalize=True))
+        assert (ended.state, ended.done, list(ended.problems)) == (job_pb2.succeeded, 3, [])
+        (invoice,) = await org.list(tenant_id="many")
+        assert (invoice.status, invoice.total) == (invoice_pb2.open, "655.38")
+        assert [line.event_type for line in (await org.get(invoice.id)).lines] == sorted(types)
+
+
 async def test_a_bulk_invoice_is_the_one_that_a_single_call_would_have_made(world: World) -> None:
     async with world.open_service() as channel:
         org = await new_seller(world, channel, tenants=3)

@@ -17,7 +17,6 @@ from tests.support.billing import JANUARY, Organization, StandInLedger, World, o
 from tests.support.services import details_of, reason_of
 from usameter.billing.v1 import document_pb2, document_pb2_grpc, price_pb2
 from usameter.common.v1 import error_pb2
-from usameter.identity.v1 import authentication_pb2_grpc
 from usameter.ingest.v1 import ledger_pb2, proof_pb2, proof_pb2_grpc, snapshot_pb2_grpc
 from usameter_core.config import Address
 
@@ -47,7 +46,7 @@ async def chained_world(database: Database) -> AsyncIterator[World]:
         server = grpc.aio.server()
         proof_pb2_grpc.add_ProofServiceServicer_to_server(StandInChain(world.ledger), server)
         snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(world.ledger, server)
-        authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(world.identity, server)
+        world.identity.add_to(server)
         world.peers = Address("127.0.0.1", server.add_insecure_port("127.0.0.1:0"))
         await server.start()
         yield world
@@ -55,8 +54,14 @@ async def chained_world(database: Database) -> AsyncIterator[World]:
 
 
 @pytest.fixture
-async def org(database: Database) -> AsyncIterator[Organization]:
-    async with chained_world(database) as world, world.open_service() as channel:
+async def world(database: Database) -> AsyncIterator[World]:
+    async with chained_world(database) as world:
+        yield world
+
+
+@pytest.fixture
+async def org(world: World) -> AsyncIterator[Organization]:
+    async with world.open_service() as channel:
         organization = world.organization(channel)
         await organization.set_price("call", "0.02")
         yield organization
@@ -124,6 +129,36 @@ async def test_a_draft_is_stamped_and_called_by_its_id(org: Organization) -> Non
     pdf, _, disposition = await Documents(org).pdf(draft.id)
     assert "DRAFT" in pdf_text(pdf)
     assert disposition == f'inline; filename="draft-{draft.id}.pdf"'
+
+
+async def test_a_finalized_invoice_keeps_the_names_and_addresses_that_it_was_issued_with(
+    world: World, org: Organization
+) -> None:
+    await org.set_settings("acme", address="ACME Inc.\n1 Main Street")
+    org.seal(("acme", "call", "2026-01-10", "5000"), ("bulk", "call", "2026-01-10", "5000"))
+    invoice = await org.bill("acme")
+    assert (invoice.seller_name, invoice.bill_to_address) == ("Demo Inc.", "ACME Inc.\n1 Main Street")
+    documents = Documents(org)
+    pdf, page = await documents.pdf(invoice.id), await documents.html(invoice.id)
+    await org.set_settings("acme", address="Elsewhere")
+    await org.set_settings("bulk", address="2 Side Street")
+    world.identity.organization_name = "Renamed Ltd."
+    assert (await documents.pdf(invoice.id), await documents.html(invoice.id)) == (pdf, page)
+    assert all(name in pdf_text(pdf[0]) for name in ("Demo Inc.", "1 Main Street"))
+    await org.wait_for(await org.start_bulk(finalize=True))
+    (in_bulk,) = await org.list(tenant_id="bulk")
+    assert (in_bulk.seller_name, in_bulk.bill_to_address) == ("Renamed Ltd.", "2 Side Street")
+
+
+async def test_a_draft_shows_the_names_and_addresses_of_today(world: World, org: Organization) -> None:
+    await org.set_settings("acme", address="1 Main Street")
+    org.seal(("acme", "call", "2026-01-10", "5000"))
+    draft = await org.draft("acme")
+    assert not draft.HasField("seller_name") and not draft.HasField("bill_to_address")
+    await org.set_settings("acme", address="Elsewhere")
+    world.identity.organization_name = "Renamed Ltd."
+    page = (await Documents(org).html(draft.id))[0].decode()
+    assert "Renamed Ltd." in page and "Elsewhere" in page and "Main Street" not in page
 
 
 async def test_a_void_invoice_and_a_true_up_with_its_credit(org: Organization) -> None:

@@ -14,7 +14,6 @@ from tests.conftest import Database
 from tests.support.billing import Organization, StandInLedger, World, open_world
 from tests.support.services import reason_of
 from usameter.billing.v1 import proof_pb2, proof_pb2_grpc
-from usameter.identity.v1 import authentication_pb2_grpc
 from usameter.ingest.v1 import ledger_pb2, ledger_pb2_grpc, snapshot_pb2_grpc
 from usameter.ingest.v1 import proof_pb2 as ledger_proof_pb2
 from usameter.ingest.v1 import proof_pb2_grpc as ledger_proof_pb2_grpc
@@ -24,10 +23,15 @@ EPOCHS = 5_300
 
 
 class StandInSealed(ledger_pb2_grpc.LedgerServiceServicer, ledger_proof_pb2_grpc.ProofServiceServicer):
-    """Two entries behind each snapshot of the stand-in for ingest: an event and its correction."""
+    """Two entries behind each snapshot of the stand-in for ingest: an event and its correction.
 
-    def __init__(self, ledger: StandInLedger) -> None:
+    Of entries with `metadata` it answers with at most `entries_max`, as where more would be too large.
+    """
+
+    def __init__(self, ledger: StandInLedger, *, metadata: str, entries_max: int) -> None:
         self._ledger = ledger
+        self._metadata = metadata
+        self._entries_max = entries_max
 
     def _epochs(self, org_id: str) -> list[ledger_pb2.LedgerEpoch]:
         return [ledger_pb2.LedgerEpoch(epoch=number + 1) for number in range(len(self._ledger.epochs.get(org_id, [])))]
@@ -40,12 +44,14 @@ class StandInSealed(ledger_pb2_grpc.LedgerServiceServicer, ledger_proof_pb2_grpc
             if after is not None:
                 assert after.event_id == event_id
             if after is None:
-                event = ledger_pb2.EventEntry(id=event_id)
+                event = ledger_pb2.EventEntry(id=event_id, metadata=self._metadata)
                 entries.append(ledger_pb2.LedgerEntry(snapshot_id=snapshot_id, event=event))
             if after is None or not after.correction:
                 correction = ledger_pb2.CorrectionEntry(event_id=event_id)
                 entries.append(ledger_pb2.LedgerEntry(snapshot_id=snapshot_id, correction=correction))
-        return ledger_pb2.ReadEntriesResponse(entries=entries[: request.limit])
+        asked = entries[: request.limit]
+        answered = asked[: self._entries_max]
+        return ledger_pb2.ReadEntriesResponse(entries=answered, ends_early=len(answered) < len(asked))
 
     async def ProveSnapshots(self, request: Any, context: Any) -> ledger_proof_pb2.ProveSnapshotsResponse:
         # Fewer than are asked for, as where epochs are large.
@@ -62,15 +68,15 @@ class StandInSealed(ledger_pb2_grpc.LedgerServiceServicer, ledger_proof_pb2_grpc
 
 
 @asynccontextmanager
-async def sealed_world(database: Database) -> AsyncIterator[World]:
+async def sealed_world(database: Database, *, metadata: str = "{}", entries_max: int = 10_000) -> AsyncIterator[World]:
     """The stand-ins of `open_world`, with one for the sealed ledger beside them."""
     async with open_world(database, page_snapshots=None) as world:
         server = grpc.aio.server()
-        sealed = StandInSealed(world.ledger)
+        sealed = StandInSealed(world.ledger, metadata=metadata, entries_max=entries_max)
         ledger_pb2_grpc.add_LedgerServiceServicer_to_server(sealed, server)
         ledger_proof_pb2_grpc.add_ProofServiceServicer_to_server(sealed, server)
         snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(world.ledger, server)
-        authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(world.identity, server)
+        world.identity.add_to(server)
         world.peers = Address("127.0.0.1", server.add_insecure_port("127.0.0.1:0"))
         await server.start()
         yield world
@@ -124,6 +130,28 @@ async def test_thousands_of_snapshots_and_epochs_come_page_by_page(database: Dat
         assert [each.snapshot_id for each in entries[::2]] == sealed == [each.snapshot_id for each in entries[1::2]]
         assert all(each.HasField("event") for each in entries[::2])
         assert all(each.HasField("correction") for each in entries[1::2])
+
+
+@pytest.mark.parametrize("entries_max", [7, 8, 10_000])
+async def test_pages_of_entries_end_before_they_grow_too_large(database: Database, entries_max: int) -> None:
+    async with (
+        sealed_world(database, metadata="x" * 500_000, entries_max=entries_max) as world,
+        world.open_service() as channel,
+    ):
+        org = world.organization(channel)
+        await org.set_price("call", "0.02")
+        sealed = [org.seal(("acme", "call", f"2026-01-{day:02}", "2"))[0] for day in range(1, 16)]
+        invoice = await org.bill("acme")
+        stub: Any = proof_pb2_grpc.InvoiceProofServiceStub(org.channel)
+        pages: list[proof_pb2.ListInvoiceEventsResponse] = []
+        while not pages or pages[-1].HasField("next_page_token"):
+            token = pages[-1].next_page_token if pages else ""
+            request = proof_pb2.ListInvoiceEventsRequest(invoice_id=invoice.id, limit=1000, page_token=token)
+            pages.append(await stub.ListInvoiceEvents(request, metadata=org.metadata))
+        assert all(0 < page.ByteSize() < 4 * 1024 * 1024 for page in pages)
+        entries = [entry for page in pages for entry in page.events]
+        assert [each.snapshot_id for each in entries[::2]] == sealed == [each.snapshot_id for each in entries[1::2]]
+        assert all(each.HasField("event") for each in entries[::2])
 
 
 async def test_a_draft_has_no_proof_and_what_is_not_there_neither(database: Database) -> None:

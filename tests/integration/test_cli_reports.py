@@ -246,6 +246,23 @@ def test_one_tenants_invoice_is_made_and_frozen(server: Server, run: Run) -> Non
     assert bodies == [{"tenant_id": "acme", **MAY}] * 2
 
 
+def test_one_tenants_billing_period_can_be_any(server: Server, run: Run) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def create(_query: dict[str, str], body: dict[str, Any]) -> Any:
+        bodies.append(body)
+        return INVOICE
+
+    server.routes["POST /api/v1/invoices"] = create
+    code, _, _ = run("invoices", "generate", "--period", "2015-01-15..2015-02-15", "--tenant", "acme")
+    assert code == 0
+    bounds = {"period_start": "2015-01-15T00:00:00Z", "period_end": "2015-02-15T00:00:00Z"}
+    assert bodies == [{"tenant_id": "acme", **bounds}]
+    code, _, errors = run("invoices", "generate", "--period", "2015-01-15..2015-02-15")
+    assert (code, len(bodies)) == (1, 1)
+    assert "say whose with --tenant" in errors
+
+
 def test_a_list_ends_at_its_limit(server: Server, run: Run) -> None:
     page = {"invoices": [INVOICE] * 2, "next_page_token": "more"}
     server.routes["GET /api/v1/invoices"] = lambda _query, _body: page

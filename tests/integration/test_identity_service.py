@@ -319,3 +319,17 @@ async def test_a_key_reads_its_own_organization(identity: Identity) -> None:
     )
     assert organization.name.startswith("organization ")
     assert organization.id == identity.org_id
+
+
+async def test_services_read_any_organization_and_keys_do_not(identity: Identity) -> None:
+    async def read(org_id: str, token: str = INTERNAL_TOKEN) -> organization_pb2.Organization:
+        request = organization_pb2.ReadOrganizationRequest(org_id=org_id)
+        answer: organization_pb2.Organization = await identity.organizations.ReadOrganization(
+            request, metadata=bearer(token)
+        )
+        return answer
+
+    assert (await read(identity.org_id)).name.startswith("organization ")
+    assert await reason(read(str(uuid4()))) == "NOT_FOUND"
+    assert await reason(read("demo")) == "INVALID_ARGUMENT"
+    assert await reason(read(identity.org_id, identity.api_key)) == "UNAUTHENTICATED"

@@ -35,7 +35,12 @@ from usameter.billing.v1 import (
     subscription_pb2_grpc,
 )
 from usameter.common.v1 import job_pb2
-from usameter.identity.v1 import authentication_pb2, authentication_pb2_grpc
+from usameter.identity.v1 import (
+    authentication_pb2,
+    authentication_pb2_grpc,
+    organization_pb2,
+    organization_pb2_grpc,
+)
 from usameter.ingest.v1 import snapshot_pb2, snapshot_pb2_grpc
 from usameter_billing.config import BillingSettings
 from usameter_billing.server import open_billing
@@ -103,17 +108,30 @@ class StandInLedger(snapshot_pb2_grpc.SnapshotServiceServicer):
         raise NotImplementedError
 
 
-class StandInIdentity(authentication_pb2_grpc.AuthenticationServiceServicer):
-    """Knows one key an organization."""
+class StandInIdentity(
+    authentication_pb2_grpc.AuthenticationServiceServicer, organization_pb2_grpc.OrganizationServiceServicer
+):
+    """Knows one key an organization, and one name of all of them."""
 
     def __init__(self) -> None:
         self.holders: dict[bytes, OrgId] = {}
+        self.organization_name = "Demo Inc."
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(self, server)
+        organization_pb2_grpc.add_OrganizationServiceServicer_to_server(self, server)
 
     async def Authenticate(self, request: Any, context: Any) -> authentication_pb2.AuthenticateResponse:
         org_id = self.holders.get(request.key_sha256)
         if org_id is None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "unknown")
         return authentication_pb2.AuthenticateResponse(org_id=str(org_id), api_key_id="key_1", scopes=_SCOPES)
+
+    async def ReadOrganization(self, request: Any, context: Any) -> organization_pb2.Organization:
+        return organization_pb2.Organization(id=request.org_id, name=self.organization_name)
+
+    async def GetOrganization(self, request: Any, context: Any) -> organization_pb2.Organization:
+        raise NotImplementedError
 
 
 @dataclass
@@ -346,7 +364,7 @@ async def open_world(database: Database, *, page_snapshots: int | None = 3) -> A
         ledger, identity = StandInLedger(page_snapshots), StandInIdentity()
         server = grpc.aio.server()
         snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(ledger, server)
-        authentication_pb2_grpc.add_AuthenticationServiceServicer_to_server(identity, server)
+        identity.add_to(server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         opened.push_async_callback(server.stop, None)

@@ -19,7 +19,7 @@ from usameter_cli.connection import API_KEY_VARIABLE, ApiKeyEnvOption, UrlOption
 from usameter_cli.errors import CliError, UsageError
 from usameter_cli.invoice_tables import print_invoice, print_invoices, print_totals
 from usameter_cli.invoice_values import Invoice, Job
-from usameter_cli.moments import month_from_text
+from usameter_cli.moments import month_from_text, period_from_text
 from usameter_cli.output import JsonOption, print_json, terminal
 from usameter_core.money import format_amount
 from usameter_core.period import Period, format_timestamp
@@ -45,7 +45,15 @@ class InvoiceStatus(StrEnum):
 @app.command()
 def generate(
     *,
-    period: Annotated[str, typer.Option("--period", metavar="YYYY-MM", help="A UTC calendar month.")],
+    period: Annotated[
+        str,
+        typer.Option(
+            "--period",
+            metavar="YYYY-MM",
+            help="A UTC calendar month; with --tenant also the billing period from a day up to another, without that "
+            "one: 2026-01-15..2026-02-15.",
+        ),
+    ],
     finalize: Annotated[bool, typer.Option("--finalize", help="Freeze and number them; else drafts.")] = False,
     tenant: Annotated[str | None, typer.Option(help="For this tenant only; default: every one with use.")] = None,
     url: UrlOption = None,
@@ -54,17 +62,19 @@ def generate(
 ) -> None:
     """Make the invoices of a month, from sealed usage: of each tenant the last billing period that ends in it.
 
-    Run again, it bills nothing twice.
+    With --tenant it is one tenant's, for one of its billing periods. Run again, it bills nothing twice.
     """
-    month = month_from_text(period, option="--period")
+    if tenant is None and ".." in period:
+        raise UsageError("--period with two days is one tenant's billing period: say whose with --tenant.")
+    asked = period_from_text(period, option="--period")
     connection = resolve_connection(url, api_key_env)
     with open_api(connection, patience_seconds=_PATIENCE_SECONDS) as api:
         if tenant is not None:
-            answer = _generate_one(api, month, tenant, finalize=finalize)
+            answer = _generate_one(api, asked, tenant, finalize=finalize)
             _print_one(answer, as_json=as_json)
             return
-        job = _generate_all(api, month, finalize=finalize)
-        invoices = [read_as(Invoice, each) for each in _invoices(api, _ends_in(month))]
+        job = _generate_all(api, asked, finalize=finalize)
+        invoices = [read_as(Invoice, each) for each in _invoices(api, _ends_in(asked))]
     counts, totals = _counts(invoices), _totals(invoices)
     if as_json:
         print_json({"job_id": job.id, "problems": job.problems, "invoices": counts, "totals": totals})
@@ -116,15 +126,15 @@ def show(
     _print_one(answer, as_json=as_json)
 
 
-def _generate_one(api: ApiClient, month: Period, tenant: str, *, finalize: bool) -> Answer:
-    answer = api.post("/api/v1/invoices", {"tenant_id": tenant, **_period_of(month)})
+def _generate_one(api: ApiClient, period: Period, tenant: str, *, finalize: bool) -> Answer:
+    answer = api.post("/api/v1/invoices", {"tenant_id": tenant, **_bounds_of(period)})
     if finalize:
         answer = api.post(f"/api/v1/invoices/{read_as(Invoice, answer).id}:finalize", {})
     return answer
 
 
 def _generate_all(api: ApiClient, month: Period, *, finalize: bool) -> Job:
-    answer = api.post("/api/v1/invoices:bulkGenerate", {**_period_of(month), "finalize": finalize})
+    answer = api.post("/api/v1/invoices:bulkGenerate", {**_bounds_of(month), "finalize": finalize})
     job = read_as(Job, answer)
     console = terminal()
     columns = (TextColumn("invoices"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -149,8 +159,8 @@ def _print_one(answer: Answer, *, as_json: bool) -> None:
         print_invoice(read_as(Invoice, answer))
 
 
-def _period_of(month: Period) -> dict[str, str]:
-    return {"period_start": format_timestamp(month.start), "period_end": format_timestamp(month.end)}
+def _bounds_of(period: Period) -> dict[str, str]:
+    return {"period_start": format_timestamp(period.start), "period_end": format_timestamp(period.end)}
 
 
 def _ends_in(month: Period) -> dict[str, str | None]:

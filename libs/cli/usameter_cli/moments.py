@@ -22,6 +22,17 @@ def month_from_text(text: str, *, option: str) -> Period:
     raise UsageError(f'{option} must be a month like "2015-05", not {text!r}.')
 
 
+def period_from_text(text: str, *, option: str) -> Period:
+    """The month that "2015-05" means, or the days from one to another, without that one: "2015-05-17..2015-06-17"."""
+    start_text, dots, end_text = text.partition("..")
+    if not dots:
+        return month_from_text(text, option=option)
+    period = Period(moment_from_text(start_text, option=option), moment_from_text(end_text, option=option))
+    if period.start >= period.end:
+        raise UsageError(f"{option} must end after it starts, unlike {text!r}.")
+    return period
+
+
 def day_from_text(text: str, *, option: str) -> date:
     """The day that "2015-05-17" means."""
     try:

@@ -1,4 +1,4 @@
-"""The ingest service, as billing sees it."""
+"""The services that billing calls, as it sees them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from uuid import UUID
 
 import grpc.aio
 
+from usameter.identity.v1 import organization_pb2, organization_pb2_grpc
 from usameter.ingest.v1 import (
     ledger_pb2,
     ledger_pb2_grpc,
@@ -95,6 +96,28 @@ class IngestClient:
                 )
 
 
+class OrganizationClient:
+    """What identity says of organizations."""
+
+    def __init__(self, channel: grpc.aio.Channel, *, internal_token: str) -> None:
+        self._stub = organization_pb2_grpc.OrganizationServiceStub(channel)
+        self._internal_token = internal_token
+
+    async def read_name(self, org_id: OrgId) -> str:
+        """The organization's name as it is now.
+
+        Raises:
+            Unavailable: Identity cannot be reached.
+        """
+        with peer_errors("identity"):
+            answer = await self._stub.ReadOrganization(
+                organization_pb2.ReadOrganizationRequest(org_id=str(org_id)),
+                metadata=service_metadata(self._internal_token),
+                timeout=remaining_seconds(at_most=_CALL_SECONDS_MAX),
+            )
+        return answer.name
+
+
 # An event, and whether it is its correction that is meant.
 EntryPlace = tuple[UUID, bool]
 
@@ -112,8 +135,11 @@ class LedgerClient:
 
     async def read_entries(
         self, org_id: OrgId, snapshot_ids: Sequence[UUID], *, after: EntryPlace | None, limit: int
-    ) -> Sequence[ledger_pb2.LedgerEntry]:
-        """Up to `limit` entries of at most 1,000 snapshots, in order; of the first those behind `after`."""
+    ) -> ledger_pb2.ReadEntriesResponse:
+        """Up to `limit` entries of at most 1,000 snapshots, in order; of the first those behind `after`.
+
+        `ends_early` says that there are more, for which one answer has no room.
+        """
         place = None
         if after is not None:
             place = ledger_pb2.EntryPlace(event_id=format_id("evt", after[0]), correction=after[1])
@@ -121,12 +147,11 @@ class LedgerClient:
             org_id=str(org_id), snapshot_ids=_snapshot_ids(snapshot_ids), after=place, limit=limit
         )
         with peer_errors("ingest"):
-            answer = await self._ledger.ReadEntries(
+            return await self._ledger.ReadEntries(
                 request,
                 metadata=service_metadata(self._internal_token),
                 timeout=remaining_seconds(at_most=_PROOF_SECONDS_MAX),
             )
-        return answer.entries
 
     async def prove_snapshots(self, org_id: OrgId, snapshot_ids: Sequence[UUID]) -> Sequence[proof_pb2.SnapshotProof]:
         """The proofs of at most 1,000 snapshots, in the order named; of the first where all would take too long."""

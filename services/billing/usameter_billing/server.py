@@ -30,7 +30,7 @@ from usameter.billing.v1 import (
     subscription_pb2,
     subscription_pb2_grpc,
 )
-from usameter_billing.clients import IngestClient, LedgerClient
+from usameter_billing.clients import IngestClient, LedgerClient, OrganizationClient
 from usameter_billing.config import BillingSettings
 from usameter_billing.service.auditing import InvoiceAudits
 from usameter_billing.service.credit_notes import CreditNotes
@@ -101,9 +101,20 @@ async def open_billing(settings: BillingSettings, *, clock: Clock) -> AsyncItera
         ingest_channel = await stack.enter_async_context(open_channel(settings.ingest_addr))
         ingest = IngestClient(ingest_channel, internal_token=internal_token)
         ledger = LedgerPull(pool=pool, ingest=ingest)
+        organizations = OrganizationClient(identity, internal_token=internal_token)
         job_started, marks_enqueued = Doorbell(), Doorbell()
-        invoices = Invoices(pool=pool, clock=clock, ledger=ledger, due=due, marks=marks_enqueued)
-        jobs = BulkJobs(pool=pool, clock=clock, ledger=ledger, due=due, started=job_started, marks=marks_enqueued)
+        invoices = Invoices(
+            pool=pool, clock=clock, ledger=ledger, organizations=organizations, due=due, marks=marks_enqueued
+        )
+        jobs = BulkJobs(
+            pool=pool,
+            clock=clock,
+            ledger=ledger,
+            organizations=organizations,
+            due=due,
+            started=job_started,
+            marks=marks_enqueued,
+        )
         transitions = Transitions(pool=pool, clock=clock, marks=marks_enqueued)
         credit_notes = CreditNotes(pool=pool, clock=clock)
         delivery = MarkDelivery(pool=pool, ingest=ingest)
@@ -111,7 +122,9 @@ async def open_billing(settings: BillingSettings, *, clock: Clock) -> AsyncItera
         trail = LedgerClient(ingest_channel, internal_token=internal_token)
         proofs = InvoiceProofs(pool=pool, invoices=invoices, ledger=trail)
         tenant_settings = Settings(pool=pool, clock=clock)
-        documents = InvoiceDocuments(invoices=invoices, settings=tenant_settings, ledger=trail)
+        documents = InvoiceDocuments(
+            invoices=invoices, settings=tenant_settings, organizations=organizations, ledger=trail
+        )
 
         tasks = await stack.enter_async_context(background_tasks())
         tasks.create_task(repeat(delivery.deliver_due, every_seconds=_LOOK_SECONDS, name="marks", bell=marks_enqueued))

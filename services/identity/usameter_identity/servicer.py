@@ -122,7 +122,7 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
 
 
 class OrganizationServicer(organization_pb2_grpc.OrganizationServiceServicer):
-    """The calling organization."""
+    """The calling organization; any, for the other services."""
 
     def __init__(self, service: IdentityService) -> None:
         self._service = service
@@ -132,6 +132,12 @@ class OrganizationServicer(organization_pb2_grpc.OrganizationServiceServicer):
     ) -> organization_pb2.Organization:
         """The organization of the calling key."""
         return organization_to_proto(await self._service.get_organization(current_principal().org_id))
+
+    async def ReadOrganization(
+        self, request: organization_pb2.ReadOrganizationRequest, context: Any
+    ) -> organization_pb2.Organization:
+        """The organization of that id."""
+        return organization_to_proto(await self._service.get_organization(org_id_from_proto(request.org_id)))
 
 
 def api_key_id_from_proto(text: str) -> ApiKeyId:

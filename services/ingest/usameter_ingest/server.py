@@ -46,6 +46,7 @@ from usameter_ingest.service.auditing import AuditingService
 from usameter_ingest.service.correcting import CorrectingService
 from usameter_ingest.service.grouping import GroupCommitter
 from usameter_ingest.service.known import KnownEvents
+from usameter_ingest.service.leaf_order import LeafOrder
 from usameter_ingest.service.proving import ProvingService
 from usameter_ingest.service.reading import ReadingService
 from usameter_ingest.service.reconciling import ReconcilingService
@@ -145,6 +146,7 @@ async def open_ingest(settings: IngestSettings, *, clock: Clock, shares_port: bo
         reading = ReadingService(entries=entries, usage=UsageStore(pool), clock=clock)
         correcting = CorrectingService(entries=entries, outcomes=outcomes, quota=quota, settler=settler)
         ledger = LedgerStore(pool)
+        trail = TrailService(ledger=ledger, order=LeafOrder(ledger))
         proving = ProvingService(ledger)
         reconciling = ReconcilingService(
             store=ReconciliationStore(pool),
@@ -188,7 +190,7 @@ async def open_ingest(settings: IngestSettings, *, clock: Clock, shares_port: bo
                     Servicer(
                         ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"],
                         ledger_pb2_grpc.add_LedgerServiceServicer_to_server,
-                        LedgerServicer(trail=TrailService(ledger), proving=proving, ledger=ledger),
+                        LedgerServicer(trail=trail, proving=proving, ledger=ledger),
                     ),
                     Servicer(
                         proof_pb2.DESCRIPTOR.services_by_name["ProofService"],

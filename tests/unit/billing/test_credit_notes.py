@@ -19,6 +19,7 @@ from usameter_billing.domain.invoice import (
     InvoiceLine,
     InvoiceStatus,
     LineKind,
+    Parties,
     UseCharge,
 )
 from usameter_core.errors import FailedPrecondition
@@ -70,6 +71,7 @@ def invoice(*lines: tuple[str, str]) -> Invoice:
         overdue=False,
         issued_at=NOW,
         due_at=NOW,
+        parties=Parties("Demo Inc.", ""),
         paid_at=None,
         payment_reference=None,
         voided_at=None,

@@ -22,6 +22,7 @@ from usameter_billing.documents.html import HtmlRenderer
 from usameter_billing.documents.lines_csv import COLUMNS, lines_csv
 from usameter_billing.documents.model import Document, document_of
 from usameter_billing.documents.pdf import PdfPrinter
+from usameter_billing.domain.invoice import Parties
 from usameter_core.errors import Internal
 from usameter_core.grpc.timestamps import timestamp_from_datetime
 from usameter_core.money import format_amount
@@ -132,8 +133,8 @@ def draft() -> invoice_pb2.Invoice:
     return made
 
 
-def document(made: invoice_pb2.Invoice, address: str = "") -> Document:
-    return document_of(made, address=address, root=ROOT)
+def document(made: invoice_pb2.Invoice, address: str = "", seller_name: str = "Seller Ltd.") -> Document:
+    return document_of(made, parties=Parties(seller_name, address), root=ROOT)
 
 
 def sums(made: invoice_pb2.Invoice) -> dict[str, str]:
@@ -255,15 +256,15 @@ async def test_the_pdf_is_dated_by_the_invoice_and_by_nothing_else() -> None:
 @pytest.mark.parametrize("text", HOSTILE)
 async def test_a_strangers_text_is_text(text: str) -> None:
     made = invoice(usage("84.94"), base_fee(plan_name=text), tenant_id=text)
-    page = Page(HtmlRenderer().render(document(made, f"{text}\n{text}")))
+    page = Page(HtmlRenderer().render(document(made, f"{text}\n{text}", text)))
     plain = Page(HtmlRenderer().render(document(invoice(usage("84.94"), base_fee()), "a\nb")))
     assert page.tags == plain.tags
-    assert page.texts.count(text) == 3
-    said = pdf_text(await PdfPrinter().print(document(made, f"{text}\n{text}")))
+    assert page.texts.count(text) == 4
+    said = pdf_text(await PdfPrinter().print(document(made, f"{text}\n{text}", text)))
     assert "84.94" in said
     if text.isascii():
         compact = "".join(said.split())
-        assert compact.count("".join(text.split())) == 4
+        assert compact.count("".join(text.split())) == 5
     (_, first, _) = csv.reader(io.StringIO(lines_csv(made).decode(), newline=""))
     tenant_id = dict(zip(COLUMNS, first, strict=True))["tenant_id"]
     assert tenant_id == (f"'{text}" if text.startswith("=") else text)
@@ -372,7 +373,7 @@ def test_an_invoice_that_does_not_add_up_is_not_printed(wrong: dict[str, str]) -
 
 
 def test_without_a_sealed_epoch_there_is_no_proof() -> None:
-    made = document_of(invoice(base_fee(), through_epoch=0), address="", root=None)
+    made = document_of(invoice(base_fee(), through_epoch=0), parties=Parties("Seller Ltd.", ""), root=None)
     assert made.proof == ()
     assert "Proof" not in "".join(Page(HtmlRenderer().render(made)).texts)
 

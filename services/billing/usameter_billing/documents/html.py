@@ -40,9 +40,8 @@ def _body(document: Document) -> Iterable[Element]:
     yield _element("h1", document.title)
     yield _element(
         "header",
-        _element(
-            "address", _element("h2", "Bill to"), *(_element("div", each, dir="auto") for each in document.bill_to)
-        ),
+        _address("From", document.seller),
+        _address("Bill to", *document.bill_to),
         _facts(document.facts),
     )
     heads = ("Description", "Quantity", "Unit price", "Flat price", "Tax", f"Amount, {document.currency}")
@@ -71,6 +70,10 @@ def _body(document: Document) -> Iterable[Element]:
         yield _element("h2", "Proof")
         yield _element("p", document.proof_sentence)
         yield _facts(document.proof)
+
+
+def _address(title: str, *lines: str) -> Element:
+    return _element("address", _element("h2", title), *(_element("div", each, dir="auto") for each in lines))
 
 
 def _line(line: Line) -> Element:

@@ -14,6 +14,7 @@ from decimal import Decimal
 from google.protobuf.message import Message
 
 from usameter.billing.v1 import invoice_pb2, plan_pb2, price_pb2
+from usameter_billing.domain.invoice import Parties
 from usameter_core.decimals import CONTEXT
 from usameter_core.errors import Internal
 from usameter_core.grpc.timestamps import datetime_in
@@ -65,6 +66,7 @@ class Document:
     Attributes:
         stamp: Over every page, of what is no invoice yet or no longer.
         dated: When it was issued; the only date that may go into the file itself.
+        seller: Its name.
         bill_to: Lines of an address.
         sums: The last one is what is to be paid.
         proof: Empty, as its sentence, where nothing was sealed.
@@ -73,6 +75,7 @@ class Document:
     title: str
     stamp: str | None
     dated: date | None
+    seller: str
     bill_to: tuple[str, ...]
     facts: tuple[Fact, ...]
     currency: str
@@ -83,12 +86,12 @@ class Document:
     proof: tuple[Fact, ...]
 
 
-def document_of(invoice: invoice_pb2.Invoice, *, address: str, root: str | None) -> Document:
+def document_of(invoice: invoice_pb2.Invoice, *, parties: Parties, root: str | None) -> Document:
     """The document of an invoice as it stands: a function of its arguments and of nothing else, such as today.
 
     Args:
         invoice: With its lines.
-        address: Of whom it is for, as the tenant's settings have it; may be empty.
+        parties: Who sells, and whom it is for.
         root: Of the ledger's chain at the invoice's through_epoch, 64 hex digits; None where that is 0.
 
     Raises:
@@ -100,7 +103,8 @@ def document_of(invoice: invoice_pb2.Invoice, *, address: str, root: str | None)
             title=_title(invoice),
             stamp={invoice_pb2.draft: "DRAFT", invoice_pb2.void: "VOID"}.get(invoice.status),
             dated=None if issued_at is None else issued_at.date(),
-            bill_to=(*address.splitlines(), invoice.tenant_id),
+            seller=parties.seller_name,
+            bill_to=(*parties.bill_to_address.splitlines(), invoice.tenant_id),
             facts=tuple(_facts(invoice)),
             currency=invoice.currency,
             lines=tuple(_line(line, invoice.currency) for line in invoice.lines),

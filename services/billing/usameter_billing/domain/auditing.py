@@ -66,18 +66,19 @@ class BilledUse:
 
 @dataclass(frozen=True, slots=True)
 class BilledFeeSum:
-    """A base fee for an interval that was billed, with no void line.
+    """A base fee for an interval that was billed.
 
     Attributes:
-        billed: The sum of its lines.
-        rated: What was due of it when the last of them was made.
+        billed: The sum of its lines that are not void.
+        due: What was due of it when the last of them was made, less what that one had counted as billed and is void by
+            now: that is to be billed again.
     """
 
     tenant_id: str
     subscription_id: UUID
     period_start: datetime
     billed: Decimal
-    rated: Decimal
+    due: Decimal
 
 
 @dataclass(frozen=True, slots=True)

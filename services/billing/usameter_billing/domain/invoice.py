@@ -152,6 +152,14 @@ class DueInvoice:
 
 
 @dataclass(frozen=True, slots=True)
+class Parties:
+    """Who sells and who is billed, as documents print it; the address has lines, and may be empty."""
+
+    seller_name: str
+    bill_to_address: str
+
+
+@dataclass(frozen=True, slots=True)
 class InvoiceLine:
     """A stored line, with the snapshots that it is the first to cover."""
 
@@ -165,6 +173,7 @@ class Invoice:
     """A stored invoice. A draft has no number, and neither an issue nor a due date.
 
     Attributes:
+        parties: As they were when it was finalized; None in a draft.
         amount_due: Still to be paid; more than 0 while it is open or uncollectible, and only then.
         overdue: It is open, and its due date has come.
     """
@@ -184,6 +193,7 @@ class Invoice:
     overdue: bool
     issued_at: datetime | None
     due_at: datetime | None
+    parties: Parties | None
     paid_at: datetime | None
     payment_reference: str | None
     voided_at: datetime | None

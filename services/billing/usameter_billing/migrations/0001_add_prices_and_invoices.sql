@@ -111,7 +111,7 @@ COMMENT ON COLUMN billing.draft.total IS 'Major currency units';
 CREATE TABLE billing.draft_line (
     org_id             uuid        NOT NULL,
     invoice_id         uuid        NOT NULL,
-    position           smallint    NOT NULL,
+    position           integer     NOT NULL,
     line_id            uuid        NOT NULL,
     kind               text        NOT NULL,
     tenant_id          text        COLLATE "C" NOT NULL,
@@ -163,6 +163,8 @@ CREATE TABLE billing.invoice (
     unpriced_event_types  text[]      NOT NULL,
     issued_at             timestamptz NOT NULL,
     due_at                timestamptz NOT NULL,
+    seller_name           text        NOT NULL,
+    bill_to_address       text        NOT NULL,
     amount_due            numeric     NOT NULL,
     amount_paid           numeric     NOT NULL DEFAULT 0,
     paid_at               timestamptz,
@@ -198,13 +200,16 @@ CREATE TABLE billing.invoice (
 CREATE INDEX invoice_tenant_idx ON billing.invoice (org_id, tenant_id, invoice_id);
 COMMENT ON COLUMN billing.invoice.number IS 'From 1 without a gap within the organization';
 COMMENT ON COLUMN billing.invoice.total IS 'Major currency units; negative: a credit';
+COMMENT ON COLUMN billing.invoice.seller_name IS 'Of the organization, when the invoice was finalized';
+COMMENT ON COLUMN billing.invoice.bill_to_address IS
+    'Of the tenant''s settings, when the invoice was finalized; empty: there was none';
 COMMENT ON COLUMN billing.invoice.amount_due IS
     'Still to be paid: total less the credit that it drew, what was credited on it and what was paid, not below 0';
 
 CREATE TABLE billing.invoice_line (
     org_id             uuid        NOT NULL,
     invoice_id         uuid        NOT NULL,
-    position           smallint    NOT NULL,
+    position           integer     NOT NULL,
     line_id            uuid        NOT NULL,
     kind               text        NOT NULL,
     tenant_id          text        COLLATE "C" NOT NULL,
@@ -325,13 +330,14 @@ CREATE VIEW billing.any_invoice AS
 SELECT org_id, invoice_id, NULL::bigint AS number, tenant_id, 'draft'::text AS status, period_start, period_end, currency,
        through_epoch, subtotal, tax, total, unpriced_event_types,
        NULL::timestamptz AS issued_at, NULL::timestamptz AS due_at,
+       NULL::text AS seller_name, NULL::text AS bill_to_address,
        greatest(total, 0) AS amount_due, 0::numeric AS amount_paid,
        NULL::timestamptz AS paid_at, NULL::text AS payment_reference, NULL::timestamptz AS voided_at,
        NULL::text AS void_reason, NULL::timestamptz AS uncollectible_at, NULL::text AS uncollectible_reason
 FROM billing.draft
 UNION ALL
 SELECT org_id, invoice_id, number, tenant_id, status, period_start, period_end, currency,
-       through_epoch, subtotal, tax, total, unpriced_event_types, issued_at, due_at,
+       through_epoch, subtotal, tax, total, unpriced_event_types, issued_at, due_at, seller_name, bill_to_address,
        amount_due, amount_paid, paid_at, payment_reference, voided_at, void_reason, uncollectible_at, uncollectible_reason
 FROM billing.invoice;
 

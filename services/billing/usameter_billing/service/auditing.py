@@ -205,7 +205,7 @@ def _fee_violation(fee: BilledFeeSum) -> Violation:
     return Violation(
         "I6",
         "the lines of a base fee do not add up to what is due of it",
-        canonical(fee.rated),
+        canonical(fee.due),
         canonical(fee.billed),
         {
             "tenant_id": fee.tenant_id,

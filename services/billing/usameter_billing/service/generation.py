@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from usameter_billing.domain.credit import CreditEntry, CreditKind
-from usameter_billing.domain.invoice import DueInvoice
+from usameter_billing.domain.invoice import DueInvoice, Parties
 from usameter_billing.domain.invoicing import Assessment, PriceBook, Standing, compute_invoices, standing_uses
 from usameter_billing.domain.settings import TenantSettings
 from usameter_billing.domain.tiling import Tiling
@@ -119,11 +119,12 @@ async def finalize(
     *,
     issued_at: datetime,
     default_due: timedelta,
+    seller_name: str,
 ) -> None:
     """Issue the invoices in `due`, under the ids of their drafts where they have one.
 
     Credit: a negative total is granted, a positive one draws on what there is. `default_due` is the time to pay
-    of tenants whose settings say none.
+    of tenants whose settings say none. What documents print of seller and tenant is frozen with each.
     """
     balances = await credit.load_credit(connection, generation.org_id, generation.tenant_ids)
     issued, entries, replaced = [], [], []
@@ -141,9 +142,11 @@ async def finalize(
         if draft:
             replaced.append(draft.invoice_id)
         line_ids = draft.line_ids if draft and draft.holds(invoice) else None
-        due_days = generation.settings[invoice.tenant_id].due_days
-        due_at = issued_at + (default_due if due_days is None else timedelta(days=due_days))
-        issued.append(invoices.NewInvoice(invoice_id, invoice, line_ids, max(total, Decimal(0)) - drawn, due_at))
+        held = generation.settings[invoice.tenant_id]
+        due_at = issued_at + (default_due if held.due_days is None else timedelta(days=held.due_days))
+        parties = Parties(seller_name, held.address)
+        amount_due = max(total, Decimal(0)) - drawn
+        issued.append(invoices.NewInvoice(invoice_id, invoice, line_ids, amount_due, due_at, parties))
     await drafts.delete_drafts(connection, generation.org_id, replaced)
     if entries:
         await credit.add_entries(connection, generation.org_id, entries)

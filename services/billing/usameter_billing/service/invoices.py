@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from usameter_billing.clients import OrganizationClient
 from usameter_billing.domain.invoice import Invoice, InvoiceStatus
 from usameter_billing.domain.tiling import Tiling
 from usameter_billing.service import generation
@@ -83,14 +84,25 @@ class Invoices:
     """The invoices of organizations.
 
     Args:
+        organizations: Says who sells.
         due: From issue to the due date.
         marks: Rung when ingest has something to be told.
     """
 
-    def __init__(self, *, pool: Pool, clock: Clock, ledger: LedgerPull, due: timedelta, marks: Doorbell) -> None:
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        clock: Clock,
+        ledger: LedgerPull,
+        organizations: OrganizationClient,
+        due: timedelta,
+        marks: Doorbell,
+    ) -> None:
         self._pool = pool
         self._clock = clock
         self._ledger = ledger
+        self._organizations = organizations
         self._due = due
         self._marks = marks
 
@@ -133,13 +145,14 @@ class Invoices:
             FailedPrecondition: PERIOD_NOT_ENDED: the draft is a forecast until then; DRAFT_CHANGED:
                 its lines were out of date, and are refreshed now; NOTHING_DUE: all of it was billed
                 meanwhile, and the draft is gone.
-            Unavailable: Ingest or the database cannot be reached; a retry is safe.
+            Unavailable: Identity, ingest or the database cannot be reached; a retry is safe.
         """
         known = await self.get(org_id, invoice_id)
         if known.status is not InvoiceStatus.DRAFT:
             return known
         if known.period.end > self._clock.now():
             raise _not_ended(known)
+        seller_name = await self._organizations.read_name(org_id)
         await self._ledger.pull(org_id)
 
         async def work(connection: Connection) -> Invoice | FailedPrecondition:
@@ -156,7 +169,9 @@ class Invoices:
                 await generation.save_drafts(connection, due)
                 return _nothing_due(due, header.tenant_id) if invoice is None else _draft_changed(invoice_id)
             now = self._clock.now()
-            await generation.finalize(connection, due, [invoice], issued_at=now, default_due=self._due)
+            await generation.finalize(
+                connection, due, [invoice], issued_at=now, default_due=self._due, seller_name=seller_name
+            )
             return await load_whole(connection, org_id, invoice_id, now=now)
 
         invoice = _answer(await run_transaction(self._pool, work))

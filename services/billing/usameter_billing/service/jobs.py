@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from usameter_billing.clients import OrganizationClient
 from usameter_billing.domain.invoicing import Assessment
 from usameter_billing.domain.tiling import Tiling
 from usameter_billing.service import generation
@@ -52,6 +53,7 @@ class BulkJobs:
         pool: Pool,
         clock: Clock,
         ledger: LedgerPull,
+        organizations: OrganizationClient,
         due: timedelta,
         started: Doorbell,
         marks: Doorbell,
@@ -59,6 +61,7 @@ class BulkJobs:
         self._pool = pool
         self._clock = clock
         self._ledger = ledger
+        self._organizations = organizations
         self._due = due
         self._started = started
         self._marks = marks
@@ -111,14 +114,15 @@ class BulkJobs:
     async def _run(self, job: Job) -> None:
         # A pull that outlasts the lease loses it. What has arrived is kept, so the next is shorter.
         await self._ledger.pull(job.org_id)
+        seller_name = await self._organizations.read_name(job.org_id)
         if job.total is None:
             job = await run_transaction(self._pool, partial(_count_tenants, job=job))
         while job.state is JobState.RUNNING:
-            job = await run_transaction(self._pool, partial(self._run_batch, job=job))
+            job = await run_transaction(self._pool, partial(self._run_batch, job=job, seller_name=seller_name))
             self._marks.ring()
         log.info("bulk_generation_ended", job_id=format_id("job", job.job_id), tenants=job.done)
 
-    async def _run_batch(self, connection: Connection, job: Job) -> Job:
+    async def _run_batch(self, connection: Connection, job: Job, seller_name: str) -> Job:
         tenant_ids = await ledger.load_pending_tenants(
             connection, job.org_id, period=job.period, after=job.after_tenant, limit=BATCH_TENANTS
         )
@@ -142,7 +146,9 @@ class BulkJobs:
         await store.save_job(connection, advanced)
         if job.finalize:
             now = self._clock.now()
-            await generation.finalize(connection, due, due.invoices, issued_at=now, default_due=self._due)
+            await generation.finalize(
+                connection, due, due.invoices, issued_at=now, default_due=self._due, seller_name=seller_name
+            )
         else:
             await generation.save_drafts(connection, due)
         return advanced

@@ -19,6 +19,7 @@ from usameter_billing.service.invoices import Invoices
 from usameter_billing.store import proofs
 from usameter_billing.store.proofs import SnapshotKey, UsedSnapshot
 from usameter_core.errors import FailedPrecondition
+from usameter_core.grpc.pages import fill_page
 from usameter_core.ids import OrgId, format_id
 from usameter_core.pages import decode_page_token, encode_page_token
 from usameter_core.postgres.transaction import run_transaction
@@ -81,20 +82,23 @@ class InvoiceProofs:
             await self._invoices.get(org_id, invoice_id)
         entries: list[ledger_pb2.LedgerEntry] = []
         keys: dict[str, SnapshotKey] = {}
-        while len(entries) <= limit:
+        ends_early = False
+        while len(entries) <= limit and not ends_early:
             used = await self._used(org_id, invoice_id, start, _CALL_SNAPSHOTS_MAX + 1)
             batch, rest = used[:_CALL_SNAPSHOTS_MAX], used[_CALL_SNAPSHOTS_MAX:]
             if batch:
                 keys |= {format_id("snp", each.snapshot_id): each.key for each in batch}
                 ids = [each.snapshot_id for each in batch]
-                entries += await self._ledger.read_entries(org_id, ids, after=after, limit=limit + 1 - len(entries))
+                answer = await self._ledger.read_entries(org_id, ids, after=after, limit=limit + 1 - len(entries))
+                entries += answer.entries
+                ends_early = answer.ends_early
             if not rest:
                 break
             start, after = rest[0].key, None
-        if len(entries) <= limit:
-            return EntryPage(entries, None)
-        last = entries[limit - 1]
-        return EntryPage(entries[:limit], _entry_token(keys[last.snapshot_id], last))
+        page, goes_on = fill_page(entries, limit=limit, to_proto=lambda entry: entry)
+        if not goes_on and not ends_early:
+            return EntryPage(page, None)
+        return EntryPage(page, _entry_token(keys[page[-1].snapshot_id], page[-1]))
 
     async def prove(self, org_id: OrgId, invoice_id: UUID, *, limit: int, page_token: str) -> ProofPage:
         """A page of the proof: up to `limit` snapshots, fewer where their epochs are large, and 5,000 epochs.

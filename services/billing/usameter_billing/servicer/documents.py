@@ -66,7 +66,7 @@ class InvoiceDocumentServicer(document_pb2_grpc.InvoiceDocumentServiceServicer):
             current_principal().org_id, parse_id("inv", invoice_id, field="invoice_id")
         )
         invoice = invoice_to_proto(printed.invoice)
-        document = document_of(invoice, address=printed.address, root=printed.root)
+        document = document_of(invoice, parties=printed.parties, root=printed.root)
         _refuse_rows(invoice_id, sum(1 + len(line.parts) for line in document.lines), _ROWS_MAX)
         return invoice, document
 

@@ -138,6 +138,8 @@ def invoice_to_proto(invoice: Invoice) -> invoice_pb2.Invoice:
         void_reason=invoice.void_reason,
         uncollectible_at=_optional_moment(invoice.uncollectible_at),
         uncollectible_reason=invoice.uncollectible_reason,
+        seller_name=None if invoice.parties is None else invoice.parties.seller_name,
+        bill_to_address=None if invoice.parties is None else invoice.parties.bill_to_address,
     )
 
 

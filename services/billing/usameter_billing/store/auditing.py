@@ -116,19 +116,35 @@ async def load_billed_uses(connection: Connection, org_id: OrgId, tenant_ids: Se
 async def list_fee_differences(connection: Connection, org_id: OrgId, tenant_ids: Sequence[str]) -> list[BilledFeeSum]:
     """Base fees of the tenants whose lines do not add up to what was last due; the first so many.
 
-    Where one of the lines is void nothing is known of the others before the next one is made.
+    Void is for ever, and invoices are numbered and voided under the lock of the tenant's account: the last line that is
+    not void has counted all before it that are not void now. What it has counted beside them was voided since, whatever
+    clocks say, and nothing else may be missing.
     """
     rows = await connection.fetch(
         """
-        SELECT * FROM (
-            SELECT line.tenant_id, line.subscription_id, line.period_start, sum(line.amount) AS billed,
-                   (array_agg(line.rated_amount ORDER BY invoice.number DESC))[1] AS rated
+        WITH fee_line AS MATERIALIZED (
+            SELECT line.tenant_id, line.subscription_id, line.plan_id, line.period_start, line.line_id, line.amount,
+                   line.rated_amount, line.previously_billed, invoice.number, invoice.status = 'void' AS is_void
             FROM billing.invoice_line AS line JOIN billing.invoice AS invoice USING (org_id, invoice_id)
             WHERE line.org_id = $1 AND line.tenant_id = ANY($2::text[]) AND line.subscription_id IS NOT NULL
-            GROUP BY line.tenant_id, line.subscription_id, line.plan_id, line.period_start
-            HAVING bool_and(invoice.status <> 'void')
-        ) AS fee
-        WHERE billed <> rated ORDER BY tenant_id, period_start, subscription_id LIMIT $3
+        ), last_line AS (
+            SELECT DISTINCT ON (tenant_id, subscription_id, plan_id, period_start)
+                   tenant_id, subscription_id, plan_id, period_start, rated_amount,
+                   ARRAY(
+                       SELECT (billed->>'line_id')::uuid FROM json_array_elements(previously_billed) AS billed
+                   ) AS counted
+            FROM fee_line WHERE NOT is_void
+            ORDER BY tenant_id, subscription_id, plan_id, period_start, number DESC
+        ), fee AS (
+            SELECT tenant_id, subscription_id, period_start,
+                   sum(line.amount) FILTER (WHERE NOT is_void) AS billed,
+                   last_line.rated_amount - coalesce(
+                       sum(line.amount) FILTER (WHERE is_void AND line_id = ANY(counted)), 0
+                   ) AS due
+            FROM fee_line AS line JOIN last_line USING (tenant_id, subscription_id, plan_id, period_start)
+            GROUP BY tenant_id, subscription_id, plan_id, period_start, last_line.rated_amount
+        )
+        SELECT * FROM fee WHERE billed <> due ORDER BY tenant_id, period_start, subscription_id LIMIT $3
         """,
         org_id,
         tenant_ids,

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import asyncpg
 
-from usameter_billing.domain.invoice import DueInvoice, Invoice, InvoiceStatus, UseCharge
+from usameter_billing.domain.invoice import DueInvoice, Invoice, InvoiceStatus, Parties, UseCharge
 from usameter_billing.store.lines import NewLine, insert_lines
 from usameter_core.ids import OrgId, new_uuid
 from usameter_core.period import Period
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 # Of `any_invoice`; $2 is the present moment.
 _COLUMNS = """invoice_id, number, tenant_id, status, currency, period_start, period_end, through_epoch,
     subtotal, tax, total, amount_due, amount_paid, status = 'open' AND due_at <= $2 AS overdue, issued_at, due_at,
-    paid_at, payment_reference, voided_at, void_reason, uncollectible_at, uncollectible_reason, unpriced_event_types"""
+    seller_name, bill_to_address, paid_at, payment_reference, voided_at, void_reason, uncollectible_at,
+    uncollectible_reason, unpriced_event_types"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class NewInvoice:
     line_ids: tuple[UUID, ...] | None
     amount_due: Decimal
     due_at: datetime
+    parties: Parties
 
 
 async def insert_invoices(
@@ -72,16 +74,18 @@ async def insert_invoices(
         )
         INSERT INTO billing.invoice
             (org_id, invoice_id, number, tenant_id, status, period_start, period_end, currency, through_epoch,
-             subtotal, tax, total, amount_due, unpriced_event_types, issued_at, due_at, paid_at)
+             subtotal, tax, total, amount_due, unpriced_event_types, issued_at, due_at, seller_name,
+             bill_to_address, paid_at)
         SELECT $1, invoice_id, block.before_first + place, tenant_id,
                CASE WHEN amount_due = 0 THEN 'paid' ELSE 'open' END,
                period_start, period_end, currency, $3, subtotal, tax, subtotal + tax, amount_due,
-               string_to_array(unpriced, ' '), $4::timestamptz, due_at,
+               string_to_array(unpriced, ' '), $4::timestamptz, due_at, seller_name, bill_to_address,
                CASE WHEN amount_due = 0 THEN $4::timestamptz END
         FROM block, unnest($5::uuid[], $6::text[], $7::timestamptz[], $8::timestamptz[], $9::text[], $10::numeric[],
-                           $11::numeric[], $12::numeric[], $13::timestamptz[], $14::text[]) WITH ORDINALITY
+                           $11::numeric[], $12::numeric[], $13::timestamptz[], $14::text[], $15::text[], $16::text[])
+            WITH ORDINALITY
             AS new (invoice_id, tenant_id, period_start, period_end, currency, subtotal, tax, amount_due, due_at,
-                    unpriced, place)
+                    unpriced, seller_name, bill_to_address, place)
         """,
         org_id,
         len(invoices),
@@ -98,6 +102,8 @@ async def insert_invoices(
         [new.due_at for new in invoices],
         # Event types hold no blanks (the contract's grammar).
         [" ".join(new.invoice.unpriced_event_types) for new in invoices],
+        [new.parties.seller_name for new in invoices],
+        [new.parties.bill_to_address for new in invoices],
     )
 
 
@@ -253,6 +259,7 @@ def invoice_from_row(row: asyncpg.Record) -> Invoice:
         overdue=bool(row["overdue"]),
         issued_at=row["issued_at"],
         due_at=row["due_at"],
+        parties=None if row["number"] is None else Parties(row["seller_name"], row["bill_to_address"]),
         paid_at=row["paid_at"],
         payment_reference=row["payment_reference"],
         voided_at=row["voided_at"],

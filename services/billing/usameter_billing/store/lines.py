@@ -55,7 +55,7 @@ async def insert_lines(
                quantity, subscription_id, plan_id, fee_seconds, tax_rate, rated_amount, amount, previously_billed,
                snapshot_ids::uuid[]
         FROM unnest(
-            $2::uuid[], $3::smallint[], $4::uuid[], $5::text[], $6::text[], $7::timestamptz[], $8::timestamptz[],
+            $2::uuid[], $3::integer[], $4::uuid[], $5::text[], $6::text[], $7::timestamptz[], $8::timestamptz[],
             $9::text[], $10::uuid[], $11::numeric[], $12::uuid[], $13::uuid[], $14::bigint[], $15::numeric[],
             $16::numeric[], $17::numeric[], $18::json[], $19::text[]
         ) AS line (invoice_id, position, line_id, kind, tenant_id, period_start, period_end, event_type, price_id,

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from usameter_core.clock import Clock
 from usameter_core.errors import FieldViolation, InvalidArgument, NotFound
 from usameter_core.ids import OrgId, format_id
-from usameter_core.pages import decode_page_token, encode_page_token
-from usameter_core.period import Period, format_timestamp, month_of
+from usameter_core.period import Period, month_of
 from usameter_ingest.store.entries import EntryStore, EventFilter, ListedEvent
 from usameter_ingest.store.usage import Grouping, UsageStore, UsageSum
-
-
-@dataclass(frozen=True, slots=True)
-class EventPage:
-    """Some events, and where the list goes on."""
-
-    events: Sequence[ListedEvent]
-    next_page_token: str | None
 
 
 class ReadingService:
@@ -43,18 +32,16 @@ class ReadingService:
             raise NotFound("event", format_id("evt", event_id))
         return event
 
-    async def list_events(self, org_id: OrgId, which: EventFilter, *, limit: int, page_token: str) -> EventPage:
-        """A page of events, latest first. Events recorded meanwhile shift no page."""
+    async def list_events(
+        self, org_id: OrgId, which: EventFilter, *, before: tuple[datetime, UUID] | None, limit: int
+    ) -> list[ListedEvent]:
+        """The latest `limit` events before a key, (occurred_at, event_id), latest first.
+
+        Events that are recorded meanwhile shift no page.
+        """
         if which.start is not None and which.end is not None:
             _check_order(which.start, which.end)
-        key = decode_page_token(page_token, tuple[datetime, UUID])
-        # One more than asked for tells whether there is a next page.
-        events = await self._entries.list_events(org_id, which, before=key, limit=limit + 1)
-        if len(events) <= limit:
-            return EventPage(events, None)
-        last = events[limit - 1]
-        token = encode_page_token([format_timestamp(last.occurred_at), str(last.event_id)])
-        return EventPage(events[:limit], token)
+        return await self._entries.list_events(org_id, which, before=before, limit=limit)
 
     async def get_usage(
         self,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, TypeAlias
+from uuid import UUID
 
 import grpc.aio
 from google.protobuf.json_format import MessageToDict, ParseDict
@@ -18,11 +20,13 @@ from usameter_core.decimals import canonical
 from usameter_core.errors import FieldViolation, Internal, InvalidArgument, UsameterError
 from usameter_core.grpc.auth import AccessControl, access_of
 from usameter_core.grpc.context import Principal, current_principal, current_request_id
+from usameter_core.grpc.pages import fill_page
 from usameter_core.grpc.status import internal_status, reason_and_details_of, status_of
 from usameter_core.grpc.timestamps import datetime_in, timestamp_from_datetime
 from usameter_core.ids import OrgId, format_id, parse_id
 from usameter_core.logging import get_logger
-from usameter_core.pages import DEFAULT_LIMIT
+from usameter_core.pages import DEFAULT_LIMIT, decode_page_token, encode_page_token
+from usameter_core.period import format_timestamp
 from usameter_core.ratelimit.standing import Standing
 from usameter_ingest.clients import LimitWarning
 from usameter_ingest.domain.event import InvalidQuantity, UsageEvent
@@ -207,12 +211,11 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
             end=datetime_in(request, "end_date"),
         )
         limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
-        page = await self._reading.list_events(
-            current_principal().org_id, which, limit=limit, page_token=request.page_token
-        )
-        return event_pb2.ListEventsResponse(
-            events=[event_to_proto(event) for event in page.events], next_page_token=page.next_page_token
-        )
+        before = decode_page_token(request.page_token, tuple[datetime, UUID])
+        found = await self._reading.list_events(current_principal().org_id, which, before=before, limit=limit + 1)
+        events, goes_on = fill_page(found, limit=limit, to_proto=event_to_proto)
+        token = event_page_token(found[len(events) - 1]) if goes_on else None
+        return event_pb2.ListEventsResponse(events=events, next_page_token=token)
 
     async def GetEvent(self, request: event_pb2.GetEventRequest, context: Context) -> event_pb2.Event:
         event_id = parse_id("evt", request.event_id, field="event_id")
@@ -386,6 +389,11 @@ def warning_to_proto(warning: LimitWarning) -> event_pb2.Warning:
         current=canonical(warning.current),
         reset_at=None if warning.reset_at is None else timestamp_from_datetime(warning.reset_at),
     )
+
+
+def event_page_token(last: ListedEvent) -> str:
+    """Where the list goes on behind an event."""
+    return encode_page_token([format_timestamp(last.occurred_at), str(last.event_id)])
 
 
 def event_to_proto(event: ListedEvent) -> event_pb2.Event:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from typing import Any, TypeAlias
+from uuid import UUID
 
 import grpc.aio
 
 from usameter.ingest.v1 import event_pb2, ledger_pb2, ledger_pb2_grpc
 from usameter_core.decimals import canonical
 from usameter_core.grpc.context import current_principal
+from usameter_core.grpc.pages import fill_page
 from usameter_core.grpc.timestamps import timestamp_from_datetime
 from usameter_core.ids import OrgId, format_id, parse_id
 from usameter_core.pages import DEFAULT_LIMIT, decode_page_token, encode_page_token
 from usameter_ingest.service.proving import ProvingService
 from usameter_ingest.service.trail import TrailService
 from usameter_ingest.servicer.snapshot import org_id_from_proto
-from usameter_ingest.store.ledger import CorrectionContent, EventContent, LedgerEntry, LedgerEpoch, LedgerStore
+from usameter_ingest.store.ledger import (
+    CorrectionContent,
+    EventContent,
+    LedgerEntry,
+    LedgerEpoch,
+    LedgerStore,
+)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -47,15 +55,16 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
     async def ListSnapshotEvents(
         self, request: ledger_pb2.ListSnapshotEventsRequest, context: Context
     ) -> ledger_pb2.ListSnapshotEventsResponse:
-        page = await self._trail.list_snapshot(
+        limit = request.limit if request.HasField("limit") else DEFAULT_LIMIT
+        found = await self._trail.read(
             current_principal().org_id,
-            parse_id("snp", request.snapshot_id, field="snapshot_id"),
-            limit=request.limit if request.HasField("limit") else DEFAULT_LIMIT,
-            page_token=request.page_token,
+            [parse_id("snp", request.snapshot_id, field="snapshot_id")],
+            after=decode_page_token(request.page_token, tuple[UUID, bool]),
+            limit=limit + 1,
         )
-        return ledger_pb2.ListSnapshotEventsResponse(
-            events=[entry_to_proto(each) for each in page.entries], next_page_token=page.next_page_token
-        )
+        entries, goes_on = fill_page(found, limit=limit, to_proto=entry_to_proto)
+        token = entry_page_token(found[len(entries) - 1]) if goes_on else None
+        return ledger_pb2.ListSnapshotEventsResponse(events=entries, next_page_token=token)
 
     async def ReadEntries(
         self, request: ledger_pb2.ReadEntriesRequest, context: Context
@@ -63,13 +72,14 @@ class LedgerServicer(ledger_pb2_grpc.LedgerServiceServicer):
         after = None
         if request.HasField("after"):
             after = parse_id("evt", request.after.event_id, field="after.event_id"), request.after.correction
-        entries = await self._trail.read(
+        found = await self._trail.read(
             org_id_from_proto(request.org_id),
             [parse_id("snp", each, field="snapshot_ids") for each in request.snapshot_ids],
             after=after,
             limit=request.limit,
         )
-        return ledger_pb2.ReadEntriesResponse(entries=[entry_to_proto(each) for each in entries])
+        entries, ends_early = fill_page(found, limit=request.limit, to_proto=entry_to_proto)
+        return ledger_pb2.ReadEntriesResponse(entries=entries, ends_early=ends_early)
 
 
 def head_to_proto(org_id: OrgId, head: LedgerEpoch) -> ledger_pb2.LedgerHead:
@@ -93,6 +103,12 @@ def ledger_epoch_to_proto(epoch: LedgerEpoch) -> ledger_pb2.LedgerEpoch:
         root=epoch.root.hex(),
         sealed_at=timestamp_from_datetime(epoch.sealed_at),
     )
+
+
+def entry_page_token(last: LedgerEntry) -> str:
+    """Where the list of a snapshot goes on behind an entry."""
+    event_id, is_correction = last.place
+    return encode_page_token([str(event_id), is_correction])
 
 
 def entry_to_proto(entry: LedgerEntry) -> ledger_pb2.LedgerEntry:

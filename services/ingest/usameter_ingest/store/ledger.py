@@ -42,6 +42,12 @@ _ENTRIES = f"""
     UNION ALL
     SELECT {_CORRECTION_COLUMNS} FROM ingest.correction WHERE {_OF_SNAPSHOT}
     OFFSET 0"""
+# The same without what is not sorted by.
+_PLACES = f"""
+    SELECT event_id, false AS is_correction FROM ingest.usage_event WHERE {_OF_SNAPSHOT}
+    UNION ALL
+    SELECT event_id, true FROM ingest.correction WHERE {_OF_SNAPSHOT}
+    OFFSET 0"""
 _SNAPSHOT_ENTRIES = f"""
     ingest.snapshot AS snapshot CROSS JOIN LATERAL ({_ENTRIES}) AS entry
     WHERE snapshot.org_id = $1 AND snapshot.snapshot_id = $2"""
@@ -109,6 +115,8 @@ class LedgerEntry:
 
 # Event and whether it is its correction: entries of a snapshot, and leaves of its tree, are in this order.
 EntryPlace = tuple[UUID, bool]
+# Packed: the event's id, and 1 for its correction or 0; in the order of bytes they are in that of leaves.
+PLACE_BYTES = 17
 
 
 class LedgerStore:
@@ -194,6 +202,56 @@ class LedgerStore:
                 limit,
             )
         return [entry_from_row(row, row["snapshot_id"]) for row in rows]
+
+    async def read_places(self, org_id: OrgId, snapshot_id: UUID, *, after: EntryPlace | None, limit: int) -> bytes:
+        """The first `limit` places of a snapshot's entries behind `after`, packed. Reads all its entries."""
+        event_id, is_correction = after or (None, None)
+        with unavailable_without_postgres():
+            places: bytes | None = await self._pool.fetchval(
+                f"""
+                SELECT string_agg(
+                    uuid_send(event_id) || set_byte('\\x00', 0, is_correction::integer), ''
+                    ORDER BY event_id, is_correction)
+                FROM (
+                    SELECT place.event_id, place.is_correction
+                    FROM ingest.snapshot AS snapshot CROSS JOIN LATERAL ({_PLACES}) AS place
+                    WHERE snapshot.org_id = $1 AND snapshot.snapshot_id = $2
+                      AND ($3::uuid IS NULL OR (place.event_id, place.is_correction) > ($3::uuid, $4::boolean))
+                    ORDER BY place.event_id, place.is_correction LIMIT $5
+                ) AS place
+                """,
+                org_id,
+                snapshot_id,
+                event_id,
+                is_correction,
+                limit,
+            )
+        return places or b""
+
+    async def list_entries_at(
+        self, org_id: OrgId, snapshot_id: UUID, places: Sequence[EntryPlace]
+    ) -> list[LedgerEntry]:
+        """The entries of a snapshot at these places, in their order; each is looked up by its key."""
+        with unavailable_without_postgres():
+            rows = await self._pool.fetch(
+                f"""
+                SELECT entry.*
+                FROM unnest($2::uuid[], $3::boolean[]) WITH ORDINALITY AS place (event_id, of_correction, number)
+                CROSS JOIN LATERAL (
+                    SELECT {_EVENT_COLUMNS} FROM ingest.usage_event
+                    WHERE org_id = $1 AND event_id = place.event_id AND NOT place.of_correction
+                    UNION ALL
+                    SELECT {_CORRECTION_COLUMNS} FROM ingest.correction
+                    WHERE org_id = $1 AND event_id = place.event_id AND place.of_correction
+                    OFFSET 0
+                ) AS entry
+                ORDER BY place.number
+                """,
+                org_id,
+                [event_id for event_id, _ in places],
+                [is_correction for _, is_correction in places],
+            )
+        return [entry_from_row(row, snapshot_id) for row in rows]
 
     async def find_entries(self, org_id: OrgId, event_id: UUID) -> list[LedgerEntry]:
         """An event and, where it has one, its correction, sealed or not; nothing where there is no such event."""

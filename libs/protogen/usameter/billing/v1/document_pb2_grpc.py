@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class InvoiceDocumentServiceStub:
-    """Invoices for people. A document says what GetInvoice says, the tenant's address, and the
+    """Invoices for people. A document says what GetInvoice says, of a draft today's parties, and the
     ledger's root that proves it; as long as these stay, it is the same byte by byte. All fail
     alike: NOT_FOUND without such an invoice, FAILED_PRECONDITION (DOCUMENT_TOO_LARGE) where it has
     too many lines for the form, and UNAVAILABLE, but for CSV, while ingest cannot be asked for the
@@ -59,7 +59,7 @@ class InvoiceDocumentServiceStub:
 
 
 class InvoiceDocumentServiceServicer:
-    """Invoices for people. A document says what GetInvoice says, the tenant's address, and the
+    """Invoices for people. A document says what GetInvoice says, of a draft today's parties, and the
     ledger's root that proves it; as long as these stay, it is the same byte by byte. All fail
     alike: NOT_FOUND without such an invoice, FAILED_PRECONDITION (DOCUMENT_TOO_LARGE) where it has
     too many lines for the form, and UNAVAILABLE, but for CSV, while ingest cannot be asked for the
@@ -116,7 +116,7 @@ def add_InvoiceDocumentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InvoiceDocumentService:
-    """Invoices for people. A document says what GetInvoice says, the tenant's address, and the
+    """Invoices for people. A document says what GetInvoice says, of a draft today's parties, and the
     ledger's root that proves it; as long as these stay, it is the same byte by byte. All fail
     alike: NOT_FOUND without such an invoice, FAILED_PRECONDITION (DOCUMENT_TOO_LARGE) where it has
     too many lines for the form, and UNAVAILABLE, but for CSV, while ingest cannot be asked for the

@@ -14,7 +14,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InvoiceDocumentServiceStub:
-    """Invoices for people. A document says what GetInvoice says, the tenant's address, and the
+    """Invoices for people. A document says what GetInvoice says, of a draft today's parties, and the
     ledger's root that proves it; as long as these stay, it is the same byte by byte. All fail
     alike: NOT_FOUND without such an invoice, FAILED_PRECONDITION (DOCUMENT_TOO_LARGE) where it has
     too many lines for the form, and UNAVAILABLE, but for CSV, while ingest cannot be asked for the
@@ -33,7 +33,7 @@ class InvoiceDocumentServiceStub:
     """
 
 class InvoiceDocumentServiceServicer(metaclass=abc_1.ABCMeta):
-    """Invoices for people. A document says what GetInvoice says, the tenant's address, and the
+    """Invoices for people. A document says what GetInvoice says, of a draft today's parties, and the
     ledger's root that proves it; as long as these stay, it is the same byte by byte. All fail
     alike: NOT_FOUND without such an invoice, FAILED_PRECONDITION (DOCUMENT_TOO_LARGE) where it has
     too many lines for the form, and UNAVAILABLE, but for CSV, while ingest cannot be asked for the

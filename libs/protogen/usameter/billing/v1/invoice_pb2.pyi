@@ -100,6 +100,8 @@ class Invoice(message.Message):
     VOID_REASON_FIELD_NUMBER: builtins.int
     UNCOLLECTIBLE_AT_FIELD_NUMBER: builtins.int
     UNCOLLECTIBLE_REASON_FIELD_NUMBER: builtins.int
+    SELLER_NAME_FIELD_NUMBER: builtins.int
+    BILL_TO_ADDRESS_FIELD_NUMBER: builtins.int
     id: builtins.str
     """"inv_" and 32 hex digits."""
     number: builtins.int
@@ -126,6 +128,11 @@ class Invoice(message.Message):
     """What the payer's transfer, or the one who recorded it, called the payment."""
     void_reason: builtins.str
     uncollectible_reason: builtins.str
+    seller_name: builtins.str
+    """Who issued it, and to whom, as documents print it: the organization's name and the
+    address of the tenant's settings when it was finalized. Absent in draft.
+    """
+    bill_to_address: builtins.str
     @builtins.property
     def period_start(self) -> timestamp_pb2.Timestamp: ...
     @builtins.property
@@ -173,11 +180,15 @@ class Invoice(message.Message):
         void_reason: builtins.str | None = ...,
         uncollectible_at: timestamp_pb2.Timestamp | None = ...,
         uncollectible_reason: builtins.str | None = ...,
+        seller_name: builtins.str | None = ...,
+        bill_to_address: builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_due_at", b"_due_at", "_issued_at", b"_issued_at", "_number", b"_number", "_paid_at", b"_paid_at", "_payment_reference", b"_payment_reference", "_uncollectible_at", b"_uncollectible_at", "_uncollectible_reason", b"_uncollectible_reason", "_void_reason", b"_void_reason", "_voided_at", b"_voided_at", "due_at", b"due_at", "issued_at", b"issued_at", "number", b"number", "paid_at", b"paid_at", "payment_reference", b"payment_reference", "period_end", b"period_end", "period_start", b"period_start", "uncollectible_at", b"uncollectible_at", "uncollectible_reason", b"uncollectible_reason", "void_reason", b"void_reason", "voided_at", b"voided_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_bill_to_address", b"_bill_to_address", "_due_at", b"_due_at", "_issued_at", b"_issued_at", "_number", b"_number", "_paid_at", b"_paid_at", "_payment_reference", b"_payment_reference", "_seller_name", b"_seller_name", "_uncollectible_at", b"_uncollectible_at", "_uncollectible_reason", b"_uncollectible_reason", "_void_reason", b"_void_reason", "_voided_at", b"_voided_at", "bill_to_address", b"bill_to_address", "due_at", b"due_at", "issued_at", b"issued_at", "number", b"number", "paid_at", b"paid_at", "payment_reference", b"payment_reference", "period_end", b"period_end", "period_start", b"period_start", "seller_name", b"seller_name", "uncollectible_at", b"uncollectible_at", "uncollectible_reason", b"uncollectible_reason", "void_reason", b"void_reason", "voided_at", b"voided_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_due_at", b"_due_at", "_issued_at", b"_issued_at", "_number", b"_number", "_paid_at", b"_paid_at", "_payment_reference", b"_payment_reference", "_uncollectible_at", b"_uncollectible_at", "_uncollectible_reason", b"_uncollectible_reason", "_void_reason", b"_void_reason", "_voided_at", b"_voided_at", "amount_due", b"amount_due", "amount_paid", b"amount_paid", "currency", b"currency", "due_at", b"due_at", "id", b"id", "issued_at", b"issued_at", "lines", b"lines", "number", b"number", "overdue", b"overdue", "paid_at", b"paid_at", "payment_reference", b"payment_reference", "period_end", b"period_end", "period_start", b"period_start", "status", b"status", "subtotal", b"subtotal", "tax", b"tax", "tenant_id", b"tenant_id", "through_epoch", b"through_epoch", "total", b"total", "uncollectible_at", b"uncollectible_at", "uncollectible_reason", b"uncollectible_reason", "unpriced_event_types", b"unpriced_event_types", "void_reason", b"void_reason", "voided_at", b"voided_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_bill_to_address", b"_bill_to_address", "_due_at", b"_due_at", "_issued_at", b"_issued_at", "_number", b"_number", "_paid_at", b"_paid_at", "_payment_reference", b"_payment_reference", "_seller_name", b"_seller_name", "_uncollectible_at", b"_uncollectible_at", "_uncollectible_reason", b"_uncollectible_reason", "_void_reason", b"_void_reason", "_voided_at", b"_voided_at", "amount_due", b"amount_due", "amount_paid", b"amount_paid", "bill_to_address", b"bill_to_address", "currency", b"currency", "due_at", b"due_at", "id", b"id", "issued_at", b"issued_at", "lines", b"lines", "number", b"number", "overdue", b"overdue", "paid_at", b"paid_at", "payment_reference", b"payment_reference", "period_end", b"period_end", "period_start", b"period_start", "seller_name", b"seller_name", "status", b"status", "subtotal", b"subtotal", "tax", b"tax", "tenant_id", b"tenant_id", "through_epoch", b"through_epoch", "total", b"total", "uncollectible_at", b"uncollectible_at", "uncollectible_reason", b"uncollectible_reason", "unpriced_event_types", b"unpriced_event_types", "void_reason", b"void_reason", "voided_at", b"voided_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bill_to_address: _TypeAlias = typing.Literal["bill_to_address"]  # noqa: Y015
+    _WhichOneofArgType__bill_to_address: _TypeAlias = typing.Literal["_bill_to_address", b"_bill_to_address"]  # noqa: Y015
     _WhichOneofReturnType__due_at: _TypeAlias = typing.Literal["due_at"]  # noqa: Y015
     _WhichOneofArgType__due_at: _TypeAlias = typing.Literal["_due_at", b"_due_at"]  # noqa: Y015
     _WhichOneofReturnType__issued_at: _TypeAlias = typing.Literal["issued_at"]  # noqa: Y015
@@ -188,6 +199,8 @@ class Invoice(message.Message):
     _WhichOneofArgType__paid_at: _TypeAlias = typing.Literal["_paid_at", b"_paid_at"]  # noqa: Y015
     _WhichOneofReturnType__payment_reference: _TypeAlias = typing.Literal["payment_reference"]  # noqa: Y015
     _WhichOneofArgType__payment_reference: _TypeAlias = typing.Literal["_payment_reference", b"_payment_reference"]  # noqa: Y015
+    _WhichOneofReturnType__seller_name: _TypeAlias = typing.Literal["seller_name"]  # noqa: Y015
+    _WhichOneofArgType__seller_name: _TypeAlias = typing.Literal["_seller_name", b"_seller_name"]  # noqa: Y015
     _WhichOneofReturnType__uncollectible_at: _TypeAlias = typing.Literal["uncollectible_at"]  # noqa: Y015
     _WhichOneofArgType__uncollectible_at: _TypeAlias = typing.Literal["_uncollectible_at", b"_uncollectible_at"]  # noqa: Y015
     _WhichOneofReturnType__uncollectible_reason: _TypeAlias = typing.Literal["uncollectible_reason"]  # noqa: Y015
@@ -196,6 +209,8 @@ class Invoice(message.Message):
     _WhichOneofArgType__void_reason: _TypeAlias = typing.Literal["_void_reason", b"_void_reason"]  # noqa: Y015
     _WhichOneofReturnType__voided_at: _TypeAlias = typing.Literal["voided_at"]  # noqa: Y015
     _WhichOneofArgType__voided_at: _TypeAlias = typing.Literal["_voided_at", b"_voided_at"]  # noqa: Y015
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bill_to_address) -> _WhichOneofReturnType__bill_to_address | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__due_at) -> _WhichOneofReturnType__due_at | None: ...
     @typing.overload
@@ -206,6 +221,8 @@ class Invoice(message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__paid_at) -> _WhichOneofReturnType__paid_at | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__payment_reference) -> _WhichOneofReturnType__payment_reference | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seller_name) -> _WhichOneofReturnType__seller_name | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__uncollectible_at) -> _WhichOneofReturnType__uncollectible_at | None: ...
     @typing.overload

@@ -53,7 +53,8 @@ class InvoiceProofServiceServicer:
 
     def ListInvoiceEvents(self, request, context):
         """The entries behind the quantities of a draft's or an invoice's lines: of the snapshots
-        in the order of the proof, each in the order of its leaves.
+        in the order of the proof, each in the order of its leaves. A page ends early before it
+        grows too large.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

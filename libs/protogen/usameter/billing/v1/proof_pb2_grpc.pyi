@@ -18,7 +18,8 @@ class InvoiceProofServiceStub:
     def __init__(self, channel: aio.Channel) -> None: ...
     ListInvoiceEvents: aio.UnaryUnaryMultiCallable[proof_pb2.ListInvoiceEventsRequest, proof_pb2.ListInvoiceEventsResponse]
     """The entries behind the quantities of a draft's or an invoice's lines: of the snapshots
-    in the order of the proof, each in the order of its leaves.
+    in the order of the proof, each in the order of its leaves. A page ends early before it
+    grows too large.
     """
     GetInvoiceProof: aio.UnaryUnaryMultiCallable[proof_pb2.GetInvoiceProofRequest, proof_pb2.InvoiceProof]
     """Everything but the entries that checking a finalized invoice needs. Where there is more
@@ -36,7 +37,8 @@ class InvoiceProofServiceServicer(metaclass=abc_1.ABCMeta):
         context: aio.ServicerContext[proof_pb2.ListInvoiceEventsRequest, abc.Awaitable[proof_pb2.ListInvoiceEventsResponse]],
     ) -> abc.Awaitable[proof_pb2.ListInvoiceEventsResponse]:
         """The entries behind the quantities of a draft's or an invoice's lines: of the snapshots
-        in the order of the proof, each in the order of its leaves.
+        in the order of the proof, each in the order of its leaves. A page ends early before it
+        grows too large.
         """
 
     @abc_1.abstractmethod

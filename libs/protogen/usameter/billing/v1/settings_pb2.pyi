@@ -35,7 +35,7 @@ class BillingSettings(message.Message):
     due_days: builtins.int
     """From issue to the due date; null: the deployment's default."""
     address: builtins.str
-    """Name and address, as they are printed."""
+    """Name and address, as they are printed; an invoice keeps those that it was finalized with."""
     def __init__(
         self,
         *,

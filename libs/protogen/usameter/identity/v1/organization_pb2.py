@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from usameter.common.v1 import options_pb2 as usameter_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'usameter/identity/v1/organization.proto\x12\x14usameter.identity.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a usameter/common/v1/options.proto\"\x18\n\x16GetOrganizationRequest\"X\n\x0cOrganization\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xb0\x01\n\x13OrganizationService\x12\x98\x01\n\x0fGetOrganization\x12,.usameter.identity.v1.GetOrganizationRequest\x1a\".usameter.identity.v1.Organization\"3\x8a\xb5\x18\x13\n\x11organization:read\x82\xd3\xe4\x93\x02\x16\x12\x14/api/v1/organizationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'usameter/identity/v1/organization.proto\x12\x14usameter.identity.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a usameter/common/v1/options.proto\"\x18\n\x16GetOrganizationRequest\")\n\x17ReadOrganizationRequest\x12\x0e\n\x06org_id\x18\x01 \x01(\t\"X\n\x0cOrganization\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\x9f\x02\n\x13OrganizationService\x12\x98\x01\n\x0fGetOrganization\x12,.usameter.identity.v1.GetOrganizationRequest\x1a\".usameter.identity.v1.Organization\"3\x8a\xb5\x18\x13\n\x11organization:read\x82\xd3\xe4\x93\x02\x16\x12\x14/api/v1/organization\x12m\n\x10ReadOrganization\x12-.usameter.identity.v1.ReadOrganizationRequest\x1a\".usameter.identity.v1.Organization\"\x06\x8a\xb5\x18\x02\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,10 +36,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ORGANIZATIONSERVICE'].methods_by_name['GetOrganization']._loaded_options = None
   _globals['_ORGANIZATIONSERVICE'].methods_by_name['GetOrganization']._serialized_options = b'\212\265\030\023\n\021organization:read\202\323\344\223\002\026\022\024/api/v1/organization'
+  _globals['_ORGANIZATIONSERVICE'].methods_by_name['ReadOrganization']._loaded_options = None
+  _globals['_ORGANIZATIONSERVICE'].methods_by_name['ReadOrganization']._serialized_options = b'\212\265\030\002\020\001'
   _globals['_GETORGANIZATIONREQUEST']._serialized_start=162
   _globals['_GETORGANIZATIONREQUEST']._serialized_end=186
-  _globals['_ORGANIZATION']._serialized_start=188
-  _globals['_ORGANIZATION']._serialized_end=276
-  _globals['_ORGANIZATIONSERVICE']._serialized_start=279
-  _globals['_ORGANIZATIONSERVICE']._serialized_end=455
+  _globals['_READORGANIZATIONREQUEST']._serialized_start=188
+  _globals['_READORGANIZATIONREQUEST']._serialized_end=229
+  _globals['_ORGANIZATION']._serialized_start=231
+  _globals['_ORGANIZATION']._serialized_end=319
+  _globals['_ORGANIZATIONSERVICE']._serialized_start=322
+  _globals['_ORGANIZATIONSERVICE']._serialized_end=609
 # @@protoc_insertion_point(module_scope)

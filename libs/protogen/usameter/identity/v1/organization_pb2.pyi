@@ -31,6 +31,23 @@ class GetOrganizationRequest(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
+class ReadOrganizationRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    ORG_ID_FIELD_NUMBER: builtins.int
+    org_id: builtins.str
+    def __init__(
+        self,
+        *,
+        org_id: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["org_id", b"org_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class Organization(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 

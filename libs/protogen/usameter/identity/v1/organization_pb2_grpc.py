@@ -41,6 +41,11 @@ class OrganizationServiceStub:
                 request_serializer=usameter_dot_identity_dot_v1_dot_organization__pb2.GetOrganizationRequest.SerializeToString,
                 response_deserializer=usameter_dot_identity_dot_v1_dot_organization__pb2.Organization.FromString,
                 _registered_method=True)
+        self.ReadOrganization = channel.unary_unary(
+                '/usameter.identity.v1.OrganizationService/ReadOrganization',
+                request_serializer=usameter_dot_identity_dot_v1_dot_organization__pb2.ReadOrganizationRequest.SerializeToString,
+                response_deserializer=usameter_dot_identity_dot_v1_dot_organization__pb2.Organization.FromString,
+                _registered_method=True)
 
 
 class OrganizationServiceServicer:
@@ -55,12 +60,24 @@ class OrganizationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadOrganization(self, request, context):
+        """Any organization, for the other services. NOT_FOUND where there is none. Reads only: a retry is safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OrganizationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetOrganization': grpc.unary_unary_rpc_method_handler(
                     servicer.GetOrganization,
                     request_deserializer=usameter_dot_identity_dot_v1_dot_organization__pb2.GetOrganizationRequest.FromString,
+                    response_serializer=usameter_dot_identity_dot_v1_dot_organization__pb2.Organization.SerializeToString,
+            ),
+            'ReadOrganization': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadOrganization,
+                    request_deserializer=usameter_dot_identity_dot_v1_dot_organization__pb2.ReadOrganizationRequest.FromString,
                     response_serializer=usameter_dot_identity_dot_v1_dot_organization__pb2.Organization.SerializeToString,
             ),
     }
@@ -92,6 +109,33 @@ class OrganizationService:
             target,
             '/usameter.identity.v1.OrganizationService/GetOrganization',
             usameter_dot_identity_dot_v1_dot_organization__pb2.GetOrganizationRequest.SerializeToString,
+            usameter_dot_identity_dot_v1_dot_organization__pb2.Organization.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadOrganization(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/usameter.identity.v1.OrganizationService/ReadOrganization',
+            usameter_dot_identity_dot_v1_dot_organization__pb2.ReadOrganizationRequest.SerializeToString,
             usameter_dot_identity_dot_v1_dot_organization__pb2.Organization.FromString,
             options,
             channel_credentials,

@@ -20,6 +20,8 @@ class OrganizationServiceStub:
     def __init__(self, channel: aio.Channel) -> None: ...
     GetOrganization: aio.UnaryUnaryMultiCallable[organization_pb2.GetOrganizationRequest, organization_pb2.Organization]
     """The organization of the calling key."""
+    ReadOrganization: aio.UnaryUnaryMultiCallable[organization_pb2.ReadOrganizationRequest, organization_pb2.Organization]
+    """Any organization, for the other services. NOT_FOUND where there is none. Reads only: a retry is safe."""
 
 class OrganizationServiceServicer(metaclass=abc_1.ABCMeta):
     """The companies that run their billing on Usameter. Operators create them with
@@ -33,5 +35,13 @@ class OrganizationServiceServicer(metaclass=abc_1.ABCMeta):
         context: aio.ServicerContext[organization_pb2.GetOrganizationRequest, abc.Awaitable[organization_pb2.Organization]],
     ) -> abc.Awaitable[organization_pb2.Organization]:
         """The organization of the calling key."""
+
+    @abc_1.abstractmethod
+    def ReadOrganization(
+        self,
+        request: organization_pb2.ReadOrganizationRequest,
+        context: aio.ServicerContext[organization_pb2.ReadOrganizationRequest, abc.Awaitable[organization_pb2.Organization]],
+    ) -> abc.Awaitable[organization_pb2.Organization]:
+        """Any organization, for the other services. NOT_FOUND where there is none. Reads only: a retry is safe."""
 
 def add_OrganizationServiceServicer_to_server(servicer: OrganizationServiceServicer, server: aio.Server) -> None: ...

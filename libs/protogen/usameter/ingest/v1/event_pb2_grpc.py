@@ -108,7 +108,8 @@ class EventServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListEvents(self, request, context):
-        """By (timestamp, id), descending. Pages are stable under concurrent writes.
+        """By (timestamp, id), descending. Pages are stable under concurrent writes, and end early
+        before they grow too large.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

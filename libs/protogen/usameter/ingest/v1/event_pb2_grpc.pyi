@@ -36,7 +36,9 @@ class EventServiceStub:
     is trusted with nothing.
     """
     ListEvents: aio.UnaryUnaryMultiCallable[event_pb2.ListEventsRequest, event_pb2.ListEventsResponse]
-    """By (timestamp, id), descending. Pages are stable under concurrent writes."""
+    """By (timestamp, id), descending. Pages are stable under concurrent writes, and end early
+    before they grow too large.
+    """
     GetEvent: aio.UnaryUnaryMultiCallable[event_pb2.GetEventRequest, event_pb2.Event]
     """NOT_FOUND where the organization has no such event."""
     VoidEvent: aio.UnaryUnaryMultiCallable[event_pb2.VoidEventRequest, event_pb2.Correction]
@@ -94,7 +96,9 @@ class EventServiceServicer(metaclass=abc_1.ABCMeta):
         request: event_pb2.ListEventsRequest,
         context: aio.ServicerContext[event_pb2.ListEventsRequest, abc.Awaitable[event_pb2.ListEventsResponse]],
     ) -> abc.Awaitable[event_pb2.ListEventsResponse]:
-        """By (timestamp, id), descending. Pages are stable under concurrent writes."""
+        """By (timestamp, id), descending. Pages are stable under concurrent writes, and end early
+        before they grow too large.
+        """
 
     @abc_1.abstractmethod
     def GetEvent(

@@ -259,16 +259,20 @@ class ReadEntriesResponse(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     ENTRIES_FIELD_NUMBER: builtins.int
+    ENDS_EARLY_FIELD_NUMBER: builtins.int
+    ends_early: builtins.bool
+    """The next entry, which was asked for, would have made the answer too large."""
     @builtins.property
     def entries(self) -> containers.RepeatedCompositeFieldContainer[LedgerEntry]: ...
     def __init__(
         self,
         *,
         entries: abc.Iterable[LedgerEntry] | None = ...,
+        ends_early: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["entries", b"entries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["ends_early", b"ends_early", "entries", b"entries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

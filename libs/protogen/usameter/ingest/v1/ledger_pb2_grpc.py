@@ -77,8 +77,8 @@ class LedgerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListSnapshotEvents(self, request, context):
-        """The entries of a snapshot, in the order of its leaves. NOT_FOUND where the organization
-        has no such snapshot.
+        """The entries of a snapshot, in the order of its leaves. A page ends early before it grows
+        too large. NOT_FOUND where the organization has no such snapshot.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,7 +86,8 @@ class LedgerServiceServicer:
 
     def ReadEntries(self, request, context):
         """The entries of several snapshots, in the order in which these are named. Ends early where
-        it has the entries that were asked for; a snapshot that is not there is NOT_FOUND.
+        it has the entries that were asked for, and before it grows too large; a snapshot that is not
+        there is NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -23,12 +23,13 @@ class LedgerServiceStub:
     ListEpochs: aio.UnaryUnaryMultiCallable[ledger_pb2.ListEpochsRequest, ledger_pb2.ListEpochsResponse]
     """Sealed epochs, ascending: the links of the chain."""
     ListSnapshotEvents: aio.UnaryUnaryMultiCallable[ledger_pb2.ListSnapshotEventsRequest, ledger_pb2.ListSnapshotEventsResponse]
-    """The entries of a snapshot, in the order of its leaves. NOT_FOUND where the organization
-    has no such snapshot.
+    """The entries of a snapshot, in the order of its leaves. A page ends early before it grows
+    too large. NOT_FOUND where the organization has no such snapshot.
     """
     ReadEntries: aio.UnaryUnaryMultiCallable[ledger_pb2.ReadEntriesRequest, ledger_pb2.ReadEntriesResponse]
     """The entries of several snapshots, in the order in which these are named. Ends early where
-    it has the entries that were asked for; a snapshot that is not there is NOT_FOUND.
+    it has the entries that were asked for, and before it grows too large; a snapshot that is not
+    there is NOT_FOUND.
     """
 
 class LedgerServiceServicer(metaclass=abc_1.ABCMeta):
@@ -58,8 +59,8 @@ class LedgerServiceServicer(metaclass=abc_1.ABCMeta):
         request: ledger_pb2.ListSnapshotEventsRequest,
         context: aio.ServicerContext[ledger_pb2.ListSnapshotEventsRequest, abc.Awaitable[ledger_pb2.ListSnapshotEventsResponse]],
     ) -> abc.Awaitable[ledger_pb2.ListSnapshotEventsResponse]:
-        """The entries of a snapshot, in the order of its leaves. NOT_FOUND where the organization
-        has no such snapshot.
+        """The entries of a snapshot, in the order of its leaves. A page ends early before it grows
+        too large. NOT_FOUND where the organization has no such snapshot.
         """
 
     @abc_1.abstractmethod
@@ -69,7 +70,8 @@ class LedgerServiceServicer(metaclass=abc_1.ABCMeta):
         context: aio.ServicerContext[ledger_pb2.ReadEntriesRequest, abc.Awaitable[ledger_pb2.ReadEntriesResponse]],
     ) -> abc.Awaitable[ledger_pb2.ReadEntriesResponse]:
         """The entries of several snapshots, in the order in which these are named. Ends early where
-        it has the entries that were asked for; a snapshot that is not there is NOT_FOUND.
+        it has the entries that were asked for, and before it grows too large; a snapshot that is not
+        there is NOT_FOUND.
         """
 
 def add_LedgerServiceServicer_to_server(servicer: LedgerServiceServicer, server: aio.Server) -> None: ...
