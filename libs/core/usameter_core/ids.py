@@ -19,10 +19,13 @@ _ID_HEX_DIGITS = 32
 
 
 def new_uuid() -> UUID:
-    """A fresh UUIDv7 (RFC 9562): ascending by the millisecond, 74 random bits."""
-    milliseconds = time.time_ns() // 1_000_000
-    random = int.from_bytes(os.urandom(10), "big")
-    value = milliseconds << 80 | 0x7 << 76 | (random >> 68 & 0xFFF) << 64 | 0b10 << 62 | random & (1 << 62) - 1
+    """A fresh UUIDv7 (RFC 9562): ascending with the clock to a quarter of a microsecond (its method 3), 62 random bits.
+
+    By the millisecond alone, lists in the order of their ids showed what was made at once in any order.
+    """
+    milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
+    random = int.from_bytes(os.urandom(8), "big")
+    value = milliseconds << 80 | 0x7 << 76 | (nanoseconds << 12) // 1_000_000 << 64 | 0b10 << 62 | random >> 2
     return uuid_of(value.to_bytes(16, "big"))
 
 
