@@ -187,6 +187,8 @@ async def refuses(address: Address) -> bool:
         _, writer = await asyncio.open_connection(*address)
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        return False  # it was in the queue of one that stopped listening just then
     writer.close()
     return False
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
+
+import msgspec
 
 from usameter_core.period import Period, hour_start, month_of
 from usameter_quota.domain.admission import Outcome, UsageItem
@@ -317,7 +319,7 @@ class Model:
                     credit, moves = self.claim_of(self.holds[name], item)
                     claims.append((self.holds[name], item, credit, moves))
                 if item.quantity > credit:
-                    needed.append(replace(item, quantity=item.quantity - credit))
+                    needed.append(msgspec.structs.replace(item, quantity=item.quantity - credit))
             made.verdicts.append(self.judge(needed))
             if not any(said[0] == "REFUSED" for said in made.verdicts[-1]):
                 taken += items
