@@ -14,10 +14,11 @@ import pytest
 from tests.conftest import Database
 from tests.support.clock import ManualClock
 from tests.support.services import INTERNAL_TOKEN, Services, open_services
-from tests.support.sql import fetch_value
+from tests.support.sql import execute, fetch_value
 from tests.support.wait import until
 from usameter.ingest.v1 import event_pb2
 from usameter.quota.v1 import quota_pb2, reservation_pb2, reservation_pb2_grpc
+from usameter_core.errors import Internal
 from usameter_core.ids import ReservationId, new_uuid
 from usameter_core.postgres.pool import Pool, open_pool
 from usameter_ingest.clients import QuotaClient, Usage
@@ -137,6 +138,46 @@ async def test_the_janitor_waits_for_a_writer_that_is_about_to_commit(
     finally:
         await connection.close()
     assert await used(services) == "3"
+
+
+async def test_a_writer_that_hangs_keeps_only_its_own_reservation_from_the_janitor(
+    services: Services, quota: QuotaClient, janitor: Janitor, database: Database
+) -> None:
+    """I4: what others left open is given back while one outcome, the oldest at that, cannot be decided."""
+    undecided, _ = await reserve(services, quota)
+    others = [ReservationId(new_uuid()) for _ in range(3)]
+    for other in others:
+        await quota.reserve(services.org_id, other, [[Usage("acme", "req", NOW, Decimal(3))]])
+    connection = await asyncpg.connect(database.role_url("ingest"))
+    try:
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute(
+            "INSERT INTO ingest.reservation_outcome (org_id, reservation_id, outcome) VALUES ($1, $2, 'COMMITTED')",
+            services.org_id,
+            undecided,
+        )
+        assert await janitor.run_once() == 3
+        assert await quota.list_open(min_age_seconds=0, limit=10) == [(services.org_id, undecided)]
+        assert await used(services) == "3"
+        await transaction.commit()
+    finally:
+        await connection.close()
+    assert await janitor.run_once() == 1
+    assert await used(services) == "3"
+
+
+async def test_a_reservation_that_quota_cannot_give_back_keeps_no_other_open(
+    services: Services, quota: QuotaClient, janitor: Janitor, database: Database
+) -> None:
+    """I4: also those that are settled in other calls, before and behind it."""
+    refused, _ = await reserve(services, quota)
+    for _ in range(250):
+        await quota.reserve(services.org_id, ReservationId(new_uuid()), [[Usage("other", "req", NOW, Decimal(1))]])
+    await execute(database, "UPDATE quota.usage_hour SET quantity = 0 WHERE tenant_id = 'acme'")
+    with pytest.raises(Internal):
+        await janitor.run_once()
+    assert await quota.list_open(min_age_seconds=0, limit=1_000) == [(services.org_id, refused)]
 
 
 async def test_an_event_that_is_there_already_rolls_the_whole_group_back(

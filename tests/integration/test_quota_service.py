@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -331,6 +331,20 @@ async def test_a_calendar_period_resets_at_its_end_and_not_before(
     late = await bench.use("1", at=last)
     assert late.violations[0].reset_at is None, "a period that is over never resets for what happened in it"
     assert await bench.current() == 1
+
+
+@pytest.mark.parametrize("changed", [Bench.limit, Bench.default])
+async def test_a_rolling_limit_set_after_a_midnight_binds_who_asked_before_it_and_waited(
+    bench: Bench, changed: Callable[..., Awaitable[object]]
+) -> None:
+    """I4: neither the old limit nor the new one would bind them, since today's window ended before the change."""
+    midnight = NOW.replace(hour=0, minute=0) + timedelta(days=1)
+    await changed(bench, "10", period="ROLLING_30D")
+    bench.clock.moment = midnight + timedelta(seconds=1)
+    await changed(bench, "5", period="ROLLING_30D")
+    bench.clock.moment = midnight - timedelta(seconds=1)
+    assert said(await bench.use("5.000001")) == "DENY"
+    assert said(await bench.use("5")) == "QUOTA_SOFT_LIMIT"
 
 
 async def test_the_rolling_window_drops_a_day_at_midnight_after_30(bench: Bench) -> None:

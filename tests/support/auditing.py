@@ -11,6 +11,10 @@ from usameter.billing.v1 import audit_pb2_grpc as billing_audit_pb2_grpc
 from usameter.common.v1 import audit_pb2
 from usameter.ingest.v1 import audit_pb2 as ingest_audit_pb2
 from usameter.ingest.v1 import audit_pb2_grpc as ingest_audit_pb2_grpc
+from usameter_core.audit import Violation
+from usameter_core.ids import OrgId
+from usameter_quota.domain.auditing import AuditPlace
+from usameter_quota.service.auditing import LimitAuditingService
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -31,6 +35,18 @@ async def audit_billing(billing: grpc.aio.Channel, metadata: Metadata) -> list[a
 def place_of(violation: audit_pb2.Violation) -> dict[str, Any]:
     """Where it is, by the names of what names it."""
     return {field.name: value for field, value in violation.place.ListFields()}
+
+
+async def audit_limits(auditing: LimitAuditingService, org_id: OrgId) -> tuple[int, list[Violation]]:
+    """How many counters of an organization were held against a limit, and what exceeded one."""
+    checked, found = 0, list[Violation]()
+    place: AuditPlace | None = AuditPlace()
+    while place is not None:
+        audited = await auditing.audit(org_id, place)
+        checked += audited.checked
+        found += audited.violations
+        place = audited.next_place
+    return checked, found
 
 
 async def _audit(call: Any, new_request: Any, metadata: Metadata) -> list[audit_pb2.Violation]:

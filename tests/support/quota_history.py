@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
+from tests.support.auditing import audit_limits
 from tests.support.quota_model import ROLLING, Model, Said
 from usameter_core.errors import (
     FailedPrecondition,
@@ -32,9 +33,11 @@ from usameter_quota.domain.holds import HoldTerms, hold_id_of
 from usameter_quota.domain.limits import EVERY_TENANT, LimitPeriod, LimitTerms
 from usameter_quota.domain.quota_events import QuotaEventFilter
 from usameter_quota.service.admission import AdmissionService
+from usameter_quota.service.auditing import LimitAuditingService
 from usameter_quota.service.holds import HoldService
 from usameter_quota.service.limits import QuotaService
 from usameter_quota.store.admission import AdmissionStore
+from usameter_quota.store.auditing import AuditStore
 from usameter_quota.store.holds import HoldStore
 from usameter_quota.store.limits import LimitStore
 from usameter_quota.store.quota_events import QuotaEventStore
@@ -70,6 +73,11 @@ class Subject:
     @property
     def holds(self) -> HoldService:
         return HoldService(clock=self.model, store=HoldStore(self.pool))
+
+    @property
+    def auditing(self) -> LimitAuditingService:
+        """In pages as small as they can be."""
+        return LimitAuditingService(clock=self.model, store=AuditStore(self.pool), heads_max=1, changes_max=1)
 
     async def take(self, action: str, *arguments: Any) -> None:
         await getattr(self, f"_{action}")(*arguments)
@@ -205,7 +213,8 @@ class Subject:
         await PeriodEnder(clock=self.model, store=LimitStore(self.pool)).end_periods()
 
     async def compare(self) -> None:
-        """I4: counters are entries and unconsumed reservations; status and events follow from them."""
+        """I4: counters are entries and open reservations, status and events follow; no HARD limit was exceeded."""
+        assert (await audit_limits(self.auditing, self.org_id))[1] == []
         rows = await self.pool.fetch(
             "SELECT tenant_id, hour, quantity FROM quota.usage_hour WHERE org_id = $1 AND quantity > 0", self.org_id
         )

@@ -56,8 +56,8 @@ def audit(
 ) -> None:
     """Check that all that is stored of the organization agrees, while it is used. Exit code 1 if something does not.
 
-    Events, sums, snapshots and the chain (ingest), quota counters (quota), invoices (billing). It changes nothing;
-    the key needs the scope audit:read.
+    Events, sums, snapshots and the chain (ingest), quota counters and limits (quota), invoices (billing). It changes
+    nothing; the key needs the scope audit:read.
     """
     connection = resolve_connection(url, api_key_env)
     parts = list(Part) if only is None else [only]

@@ -86,3 +86,9 @@ def violation_to_proto(violation: Violation) -> audit_pb2.Violation:
         expected=violation.expected,
         found=violation.found,
     )
+
+
+def violation_from_proto(message: audit_pb2.Violation) -> Violation:
+    """A violation that another service has found."""
+    place = {field.name: value for field, value in message.place.ListFields()}
+    return Violation(message.invariant, message.problem, message.expected, message.found, place)

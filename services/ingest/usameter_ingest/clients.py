@@ -15,7 +15,15 @@ import grpc.aio
 import msgspec
 
 from usameter.identity.v1 import tenant_pb2, tenant_pb2_grpc
-from usameter.quota.v1 import admission_pb2, admission_pb2_grpc, reconciliation_pb2, reconciliation_pb2_grpc
+from usameter.quota.v1 import (
+    admission_pb2,
+    admission_pb2_grpc,
+    audit_pb2,
+    audit_pb2_grpc,
+    reconciliation_pb2,
+    reconciliation_pb2_grpc,
+)
+from usameter_core.audit import Violation, violation_from_proto
 from usameter_core.decimals import canonical
 from usameter_core.errors import LimitViolation, Unavailable
 from usameter_core.grpc.channels import service_metadata
@@ -35,6 +43,8 @@ from usameter_ingest.store.outcomes import GivenBack, Outcome
 from usameter_ingest.store.reconciliation import Stored
 
 _CALL_SECONDS_MAX = 10.0
+# As long as the gateway waits.
+_AUDIT_SECONDS_MAX = 30.0
 _KNOWN_TENANTS_MAX = 100_000
 # The contract's bound.
 _TENANTS_A_CALL_MAX = 5_000
@@ -167,11 +177,24 @@ class QuotaClient:
         return [(OrgId(UUID(each.org_id)), ReservationId(UUID(each.reservation_id))) for each in answer.reservations]
 
 
+@dataclass(frozen=True, slots=True)
+class AuditedLimits:
+    """What a page of the audit of limits came to; the token is None once everything is compared."""
+
+    checked: int
+    violations: Sequence[Violation]
+    next_page_token: str | None
+
+
 class CounterClient:
-    """Reads counters and has them compared. See usameter/quota/v1/reconciliation.proto for what each promises."""
+    """Reads counters and has them compared.
+
+    See usameter/quota/v1/reconciliation.proto, and audit.proto there, for what each promises.
+    """
 
     def __init__(self, channel: grpc.aio.Channel, *, internal_token: str) -> None:
         self._stub = reconciliation_pb2_grpc.ReconciliationServiceStub(channel)
+        self._audit = audit_pb2_grpc.AuditServiceStub(channel)
         self._internal_token = internal_token
 
     async def list_counters(self, org_id: OrgId, *, after: CounterKey, limit: int) -> list[tuple[CounterKey, Decimal]]:
@@ -232,6 +255,20 @@ class CounterClient:
                 timeout=remaining_seconds(_CALL_SECONDS_MAX),
             )
         return [_stuck_reservation_from_proto(each) for each in answer.reservations]
+
+    async def audit_limits(self, org_id: OrgId, page_token: str) -> AuditedLimits:
+        """Whether HARD limits were kept, page by page; quota counts and logs what it finds. Empty token: the first."""
+        with peer_errors("quota"):
+            page = await self._audit.AuditLimits(
+                audit_pb2.AuditLimitsRequest(org_id=str(org_id), page_token=page_token),
+                metadata=service_metadata(self._internal_token),
+                timeout=remaining_seconds(_AUDIT_SECONDS_MAX),
+            )
+        return AuditedLimits(
+            page.checked,
+            [violation_from_proto(each) for each in page.violations],
+            page.next_page_token if page.HasField("next_page_token") else None,
+        )
 
 
 class TenantRegistry:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import datetime, time, timedelta
 
 from usameter_core.clock import Clock
 from usameter_core.errors import Unavailable, UsameterError
-from usameter_core.ids import new_uuid
+from usameter_core.ids import OrgId, ReservationId, new_uuid
 from usameter_core.logging import get_logger
 from usameter_core.period import latest_time_of_day
 from usameter_ingest.clients import QuotaClient
@@ -17,6 +18,10 @@ from usameter_ingest.store.outcomes import GivenBack, OutcomeStore
 log = get_logger()
 
 _BATCH_MAX = 1_000
+# So many wait for the one among them that takes longest.
+_SETTLED_AT_ONCE_MAX = 100
+# To decide takes a millisecond, unless a writer is at it.
+_DECIDE_SECONDS_MAX = 1.0
 # Longer than any call that could still be between reserve and settle.
 JANITOR_MIN_AGE_SECONDS = 30
 _PRUNED_AFTER = timedelta(hours=1)
@@ -37,15 +42,38 @@ class Janitor:
         self._min_age_seconds = min_age_seconds
 
     async def run_once(self) -> int:
-        """Settle what has been open for too long; returns how many that were."""
+        """Settle what has been open for too long; returns how many that were.
+
+        Raises:
+            UsameterError: Some could not be decided or settled, and will be tried again; all others are settled.
+        """
         left_open = await self._quota.list_open(min_age_seconds=self._min_age_seconds, limit=_BATCH_MAX)
-        settlements = [
-            (org_id, reservation_id, await self._outcomes.decide(org_id, reservation_id))
-            for org_id, reservation_id in left_open
-        ]
+        settled, failure = 0, None
+        for start in range(0, len(left_open), _SETTLED_AT_ONCE_MAX):
+            try:
+                settled += await self._settle(left_open[start : start + _SETTLED_AT_ONCE_MAX])
+            except UsameterError as error:
+                # The others are not to wait for what ails these, which may last.
+                failure = error
+        if settled:
+            log.info("reservations_settled_by_janitor", count=settled)
+        if failure is not None:
+            raise failure
+        return settled
+
+    async def _settle(self, left_open: Sequence[tuple[OrgId, ReservationId]]) -> int:
+        settlements = []
+        for org_id, reservation_id in left_open:
+            try:
+                async with asyncio.timeout(_DECIDE_SECONDS_MAX):
+                    outcome = await self._outcomes.decide(org_id, reservation_id)
+            except TimeoutError:
+                # A writer has inserted the outcome and neither commits nor rolls back.
+                log.warning("reservation_undecided", org_id=str(org_id), reservation_id=str(reservation_id))
+            else:
+                settlements.append((org_id, reservation_id, outcome))
         if settlements:
             await self._quota.settle(settlements)
-            log.info("reservations_settled_by_janitor", count=len(settlements))
         return len(settlements)
 
     async def prune(self) -> None:

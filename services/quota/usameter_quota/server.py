@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from usameter.quota.v1 import (
     admission_pb2,
     admission_pb2_grpc,
+    audit_pb2,
+    audit_pb2_grpc,
     quota_event_pb2,
     quota_event_pb2_grpc,
     quota_pb2,
@@ -36,6 +38,7 @@ from usameter_core.tasks import Doorbell, background_tasks, repeat
 from usameter_quota.clients import open_webhook_client
 from usameter_quota.config import QuotaSettings
 from usameter_quota.service.admission import AdmissionService
+from usameter_quota.service.auditing import LimitAuditingService
 from usameter_quota.service.holds import HoldService
 from usameter_quota.service.limits import QuotaService
 from usameter_quota.service.quota_events import QuotaEventService
@@ -44,6 +47,7 @@ from usameter_quota.service.reconciliation import ReconciliationService
 from usameter_quota.service.webhook_delivery import WebhookDelivery
 from usameter_quota.service.webhooks import WebhookService
 from usameter_quota.servicer.admission import AdmissionServicer
+from usameter_quota.servicer.auditing import AuditServicer
 from usameter_quota.servicer.holds import ReservationServicer
 from usameter_quota.servicer.limits import QuotaServicer
 from usameter_quota.servicer.quota_events import QuotaEventServicer
@@ -51,6 +55,7 @@ from usameter_quota.servicer.rate_limits import RateLimitServicer
 from usameter_quota.servicer.reconciliation import ReconciliationServicer
 from usameter_quota.servicer.webhooks import WebhookEndpointServicer
 from usameter_quota.store.admission import AdmissionStore
+from usameter_quota.store.auditing import AuditStore
 from usameter_quota.store.holds import HoldStore
 from usameter_quota.store.limits import LimitStore
 from usameter_quota.store.quota_events import QuotaEventStore
@@ -106,6 +111,7 @@ async def open_quota(settings: QuotaSettings, *, clock: Clock, authenticator: Au
             rate_limits=rate_limits,
             webhooks=WebhookService(clock=clock, store=WebhookEndpointStore(pool), client=client),
             reconciliation=ReconciliationService(clock=clock, store=ReconciliationStore(pool)),
+            auditing=LimitAuditingService(clock=clock, store=AuditStore(pool)),
         )
         control = AccessControl(
             authenticator=authenticator,
@@ -129,6 +135,7 @@ def servicers_of(
     rate_limits: RateLimitService,
     webhooks: WebhookService,
     reconciliation: ReconciliationService,
+    auditing: LimitAuditingService,
 ) -> list[Servicer]:
     """Every gRPC service of quota."""
     return [
@@ -166,5 +173,10 @@ def servicers_of(
             reconciliation_pb2.DESCRIPTOR.services_by_name["ReconciliationService"],
             reconciliation_pb2_grpc.add_ReconciliationServiceServicer_to_server,
             ReconciliationServicer(reconciliation),
+        ),
+        Servicer(
+            audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
+            audit_pb2_grpc.add_AuditServiceServicer_to_server,
+            AuditServicer(auditing),
         ),
     ]

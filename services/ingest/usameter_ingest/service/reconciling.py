@@ -11,7 +11,7 @@ from usameter_core.errors import Unavailable, UsameterError
 from usameter_core.ids import OrgId, ReservationId
 from usameter_core.logging import get_logger
 from usameter_core.metrics import INVARIANT_VIOLATIONS
-from usameter_ingest.clients import CounterClient, QuotaClient
+from usameter_ingest.clients import AuditedLimits, CounterClient, QuotaClient
 from usameter_ingest.domain.reconciliation import CounterKey, CounterUnit, Difference, StuckReservation
 from usameter_ingest.store.outcomes import Outcome, OutcomeStore
 from usameter_ingest.store.reconciliation import ReconciliationStore, Stored
@@ -98,6 +98,10 @@ class ReconcilingService:
             last = CounterKey.first(CounterUnit.DAY)
         stuck = [] if last is not None else await self._settle_stuck(org_id, fix=fixed_by is not None)
         return Reconciled(len(keys), differences, stuck, last)
+
+    async def audit_limits(self, org_id: OrgId, page_token: str) -> AuditedLimits:
+        """Whether HARD limits were kept, which quota alone can tell; see `CounterClient.audit_limits`."""
+        return await self._counters.audit_limits(org_id, page_token)
 
     async def _look(
         self, org_id: OrgId, after: CounterKey

@@ -18,6 +18,9 @@ from usameter_ingest.domain.reconciliation import CounterKey, CounterUnit, Diffe
 from usameter_ingest.service.auditing import AuditingService
 from usameter_ingest.service.reconciling import ReconcilingService, SettledReservation
 
+# The first page of limits.
+_LIMITS = ""
+
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
@@ -40,9 +43,20 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
         )
 
     async def AuditQuotas(self, request: audit_pb2.AuditQuotasRequest, context: Context) -> common_audit_pb2.AuditPage:
-        found, after = decode_page_token(request.page_token, tuple[int, CounterKey]) or (0, None)
-        # It counts and logs by itself what it finds.
-        page = await self._reconciling.reconcile(current_principal().org_id, after=after, fixed_by=None)
+        # First counters, from a key on, then limits, from where a token of quota's says. Whoever finds something
+        # counts and logs it.
+        org_id = current_principal().org_id
+        found, place = decode_page_token(request.page_token, tuple[int, CounterKey | str | None]) or (0, None)
+        if isinstance(place, str):
+            limits = await self._reconciling.audit_limits(org_id, place)
+            return audit_page_to_proto(
+                "quotas",
+                checked=limits.checked,
+                violations=limits.violations,
+                found_before=found,
+                next_place=limits.next_page_token,
+            )
+        page = await self._reconciling.reconcile(org_id, after=place, fixed_by=None)
         return audit_page_to_proto(
             "quotas",
             checked=page.compared,
@@ -51,7 +65,7 @@ class AuditServicer(audit_pb2_grpc.AuditServiceServicer):
                 *(violation_of_stuck(each) for each in page.stuck),
             ],
             found_before=found,
-            next_place=page.next_after,
+            next_place=_LIMITS if page.next_after is None else page.next_after,
         )
 
 

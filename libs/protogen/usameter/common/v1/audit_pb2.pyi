@@ -122,7 +122,9 @@ class ViolationPlace(message.Message):
     line_id: builtins.str
     subscription_id: builtins.str
     period_start: builtins.str
-    """"2026-01-01", the first day of a billing period, or of the interval of a base fee."""
+    """"2026-01-01", the first day of a billing period, of the interval of a base fee, or of a
+    quota's month or 30 days.
+    """
     def __init__(
         self,
         *,

@@ -61,8 +61,9 @@ class AuditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AuditQuotas(self, request, context):
-        """Compares quota counters with entries and open reservations (I4); repairs nothing. Holds
-        up for milliseconds whoever uses a counter that looks wrong.
+        """Compares quota counters with entries and open reservations, then with the HARD limits
+        that bound them (I4); repairs nothing. Holds up for milliseconds whoever uses a counter
+        that looks wrong.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -22,8 +22,9 @@ class AuditServiceStub:
     epochs, then the days of each tenant, then the entries one by one.
     """
     AuditQuotas: aio.UnaryUnaryMultiCallable[audit_pb2.AuditQuotasRequest, audit_pb2_1.AuditPage]
-    """Compares quota counters with entries and open reservations (I4); repairs nothing. Holds
-    up for milliseconds whoever uses a counter that looks wrong.
+    """Compares quota counters with entries and open reservations, then with the HARD limits
+    that bound them (I4); repairs nothing. Holds up for milliseconds whoever uses a counter
+    that looks wrong.
     """
 
 class AuditServiceServicer(metaclass=abc_1.ABCMeta):
@@ -45,8 +46,9 @@ class AuditServiceServicer(metaclass=abc_1.ABCMeta):
         request: audit_pb2.AuditQuotasRequest,
         context: aio.ServicerContext[audit_pb2.AuditQuotasRequest, abc.Awaitable[audit_pb2_1.AuditPage]],
     ) -> abc.Awaitable[audit_pb2_1.AuditPage]:
-        """Compares quota counters with entries and open reservations (I4); repairs nothing. Holds
-        up for milliseconds whoever uses a counter that looks wrong.
+        """Compares quota counters with entries and open reservations, then with the HARD limits
+        that bound them (I4); repairs nothing. Holds up for milliseconds whoever uses a counter
+        that looks wrong.
         """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: aio.Server) -> None: ...
