@@ -57,6 +57,9 @@ def run_service(
     # What was imported stays: looking through it again and again for garbage takes tens of milliseconds each time.
     gc.collect()
     gc.freeze()
+    # A group of a thousand events is tens of thousands of objects that are soon gone: with the default of 700 the
+    # collector looks at the youngest some hundred times a group, in vain.
+    gc.set_threshold(10_000)
     try:
         uvloop.run(_run(known[arguments.command], arguments))
     except (ConfigError, MigrationError, UsameterError, WorkerDiedTooOften, OSError, asyncpg.PostgresError) as error:

@@ -26,7 +26,7 @@ _RECORD_MANY = "/usameter.ingest.v1.EventService/RecordMany"
 # its requests is. So a few events wait for the call under way to come back: sent before, they would only wait there,
 # for the group under way. A batch waits for one of four (or as many as there are connections to several processes).
 # Nobody waits for long.
-_SMALL_CALLS_MAX = 2
+_SMALL_CALLS_MAX = 1
 _LARGE_CALLS_MAX = 4
 _CALLS_MAX = 16
 _WAITING_SECONDS_MAX = 0.02
