@@ -30,9 +30,9 @@ _BUILD = ROOT / "build"
 _REPETITIONS = 3
 # Those that load much data come last: what a table holds slows what is written to it after.
 _ON_PLATFORM: dict[str, Callable[[Platform, int], Awaitable[list[Row]]]] = {
+    "single": measure_single_events,
     "batches": measure_batches,
     "resending": measure_resending,
-    "single": measure_single_events,
     "limit": measure_hard_limit,
     "quota": measure_quota,
     "usage": measure_usage,
