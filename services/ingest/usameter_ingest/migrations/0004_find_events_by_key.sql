@@ -31,3 +31,10 @@ END
 $$;
 COMMENT ON FUNCTION ingest.find_events IS
     'Those of the events that are stored, each by one look-up of the primary key, whatever else the organization has.';
+
+-- Of an organization that is new, or was small when the table was last analyzed, statistics say that it has no events. All
+-- indexes are then as good as the primary key to the planner, and each look-up may read all that it has recorded since:
+-- 1,300 events/s instead of 43,000, for as long as it takes until a tenth of the whole table is new. Without statistics
+-- an organization is taken for half a percent of the table.
+ALTER TABLE ingest.usage_event ALTER COLUMN org_id SET STATISTICS 0;
+ALTER TABLE ingest.correction ALTER COLUMN org_id SET STATISTICS 0;
