@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
+from tests.support.wait import until
 from usameter.billing.v1 import document_pb2, document_pb2_grpc, invoice_pb2_grpc
 from usameter.common.v1 import job_pb2
 from usameter.ingest.v1 import event_pb2, event_pb2_grpc
@@ -37,6 +39,7 @@ from usameter_core.errors import (
 from usameter_core.grpc.channels import open_channel
 from usameter_core.grpc.server import SERVER_OPTIONS
 from usameter_core.grpc.status import DETAILS_KEY, status_of
+from usameter_gateway import coalescing
 from usameter_gateway.coalescing import CoalescedCall
 from usameter_gateway.config import GatewaySettings
 from usameter_gateway.server import open_gateway
@@ -377,6 +380,37 @@ async def test_requests_that_come_together_share_a_call_and_each_gets_its_own_an
     assert (edge.backend.calls - calls, len(edge.backend.requests) - requests) == (1, 60)
     for number, answer in enumerate(answers):
         assert answer.WhichOneof("outcome") == ("status" if number % 3 == 0 else "response")
+
+
+async def test_few_events_wait_until_they_are_as_many_as_the_call_under_way_carries(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coalescing, "_WAITING_SECONDS_MAX", 60)
+    backend = edge.backend
+    backend.go_on.clear()
+    async with open_channel(edge.settings.ingest_addr) as channel, asyncio.TaskGroup() as sending:
+        call = CoalescedCall([channel])
+
+        def send(requests: int) -> None:
+            for _ in range(requests):
+                request = event_pb2.RecordEventsRequest(**EVENT)
+                sending.create_task(call(event_pb2.RecordManyItem(request=request, authorization="Bearer k")))
+
+        async def came(calls: int) -> bool:
+            return backend.calls == calls
+
+        send(3)
+        await until(partial(came, 1), "the first call is under way")
+        for requests in (2, 1):
+            send(requests)
+            await asyncio.sleep(0)
+        await until(partial(came, 2), "the second call is under way")
+        assert len(backend.requests) == 6
+        send(9)
+        await asyncio.sleep(0)
+        backend.go_on.set()
+        await until(partial(came, 3), "all that came meanwhile goes together")
+        assert len(backend.requests) == 15
 
 
 async def test_a_call_that_fails_fails_all_that_it_carried(edge: Edge) -> None:
