@@ -387,30 +387,31 @@ async def test_few_events_wait_until_they_are_as_many_as_the_call_under_way_carr
 ) -> None:
     monkeypatch.setattr(coalescing, "_WAITING_SECONDS_MAX", 60)
     backend = edge.backend
+    calls, requests = backend.calls, len(backend.requests)
     backend.go_on.clear()
     async with open_channel(edge.settings.ingest_addr) as channel, asyncio.TaskGroup() as sending:
         call = CoalescedCall([channel])
 
-        def send(requests: int) -> None:
-            for _ in range(requests):
+        def send(count: int) -> None:
+            for _ in range(count):
                 request = event_pb2.RecordEventsRequest(**EVENT)
                 sending.create_task(call(event_pb2.RecordManyItem(request=request, authorization="Bearer k")))
 
-        async def came(calls: int) -> bool:
-            return backend.calls == calls
+        async def came(count: int) -> bool:
+            return backend.calls == calls + count
 
         send(3)
         await until(partial(came, 1), "the first call is under way")
-        for requests in (2, 1):
-            send(requests)
+        for count in (2, 1):
+            send(count)
             await asyncio.sleep(0)
         await until(partial(came, 2), "the second call is under way")
-        assert len(backend.requests) == 6
+        assert len(backend.requests) == requests + 6
         send(9)
         await asyncio.sleep(0)
         backend.go_on.set()
         await until(partial(came, 3), "all that came meanwhile goes together")
-        assert len(backend.requests) == 15
+        assert len(backend.requests) == requests + 15
 
 
 async def test_a_call_that_fails_fails_all_that_it_carried(edge: Edge) -> None:

@@ -23,9 +23,9 @@ from usameter_gateway.upstream import DEADLINE_SECONDS
 _RECORD_MANY = "/usameter.ingest.v1.EventService/RecordMany"
 
 # A call costs ingest, quota and PostgreSQL some milliseconds, whatever it carries, and is answered when the slowest of
-# its requests is. So few events wait for the call under way, until they are as many as it carries: then the next is sent,
-# and ingest has read them when it is done with the others. Sent at any number, they made groups of 21 instead of 32 from
-# 64 connections, and all was slower; sent when the call was back, everybody waited for the way there and back as well.
+# its requests is. So few events wait for the call under way, until they are as many as it carries: then the next is
+# sent, and ingest has read them when it is done with the others. Sent at any number, they made groups of 21 instead of
+# 32 from 64 connections, and all was slower; sent when the call was back, all waited for the way there and back too.
 # A batch waits for one of four (or as many as there are connections to several processes). Nobody waits for long.
 _SMALL_CALLS_MAX = 1
 _LARGE_CALLS_MAX = 4
