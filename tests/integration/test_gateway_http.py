@@ -7,7 +7,6 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import grpc
@@ -36,11 +35,9 @@ from usameter_core.errors import (
     Unavailable,
     UsameterError,
 )
-from usameter_core.grpc.channels import open_channel
 from usameter_core.grpc.server import SERVER_OPTIONS
 from usameter_core.grpc.status import DETAILS_KEY, status_of
 from usameter_gateway import coalescing
-from usameter_gateway.coalescing import CoalescedCall
 from usameter_gateway.config import GatewaySettings
 from usameter_gateway.server import open_gateway
 
@@ -364,54 +361,35 @@ def padded(length: int) -> bytes:
     return body + b" " * (length - len(body))
 
 
-async def test_requests_that_come_together_share_a_call_and_each_gets_its_own_answer(edge: Edge) -> None:
-    async with open_channel(edge.settings.ingest_addr) as channel:
-        call = CoalescedCall([channel])
-
-        async def send(number: int) -> Any:
-            request = event_pb2.RecordEventsRequest(**EVENT)
-            credentials = "Bearer nobody" if number % 3 == 0 else "Bearer k"
-            return await call(
-                event_pb2.RecordManyItem(request=request, authorization=credentials, request_id=str(number))
-            )
-
-        calls, requests = edge.backend.calls, len(edge.backend.requests)
-        answers = await asyncio.gather(*(send(number) for number in range(60)))
-    assert (edge.backend.calls - calls, len(edge.backend.requests) - requests) == (1, 60)
-    for number, answer in enumerate(answers):
-        assert answer.WhichOneof("outcome") == ("status" if number % 3 == 0 else "response")
-
-
-async def test_few_events_wait_until_they_are_as_many_as_the_call_under_way_carries(
+async def test_more_than_the_edge_holds_is_a_503_and_other_routes_are_served(
     edge: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coalescing, "_WAITING_SECONDS_MAX", 60)
-    backend = edge.backend
-    calls, requests = backend.calls, len(backend.requests)
+    monkeypatch.setattr(coalescing, "HELD_ITEMS_MAX", 1)
+    backend, calls = edge.backend, edge.backend.calls
     backend.go_on.clear()
-    async with open_channel(edge.settings.ingest_addr) as channel, asyncio.TaskGroup() as sending:
-        call = CoalescedCall([channel])
+    try:
+        held = asyncio.create_task(edge.record(json=EVENT))
 
-        def send(count: int) -> None:
-            for _ in range(count):
-                request = event_pb2.RecordEventsRequest(**EVENT)
-                sending.create_task(call(event_pb2.RecordManyItem(request=request, authorization="Bearer k")))
+        async def is_held() -> bool:
+            return backend.calls > calls
 
-        async def came(count: int) -> bool:
-            return backend.calls == calls + count
-
-        send(3)
-        await until(partial(came, 1), "the first call is under way")
-        for count in (2, 1):
-            send(count)
-            await asyncio.sleep(0)
-        await until(partial(came, 2), "the second call is under way")
-        assert len(backend.requests) == requests + 6
-        send(9)
-        await asyncio.sleep(0)
+        await until(is_held, "the first request is under way")
+        refused = await edge.record(json=EVENT)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["details"] == {"retry_safe": True}
+        assert (await edge.client.get("/healthz")).status_code == 200
+    finally:
         backend.go_on.set()
-        await until(partial(came, 3), "all that came meanwhile goes together")
-        assert len(backend.requests) == requests + 15
+    assert (await held).status_code == 200
+
+
+async def test_metadata_of_more_values_than_any_has_is_refused_before_it_is_converted(edge: Edge) -> None:
+    body = json.dumps({**EVENT, "metadata": {"a": [1] * 16_384}}).encode()
+    refused = await edge.record(content=body, headers={"content-type": "application/json"})
+    assert refused.status_code == 400
+    (violation,) = refused.json()["details"]["violations"]
+    assert violation == {"field": "metadata", "description": "has more than 16384 values"}
+    assert not edge.backend.requests
 
 
 async def test_a_call_that_fails_fails_all_that_it_carried(edge: Edge) -> None:

@@ -44,7 +44,7 @@ HTTP_STATUS = {
 }
 
 # For a status without ErrorInfo: gRPC's own, or a proxy's. RESOURCE_EXHAUSTED is then a server that
-# takes no more calls, for no message that passes our 4 MiB comes near gRPC's 16 MiB.
+# takes no more calls, for no message that passes our 4 MiB comes near gRPC's 32 MiB.
 _REASON_BY_CODE = {
     code.value[0]: reason
     for code, reason in (

@@ -7,6 +7,7 @@ like every other request: what is said about a fault is said in one place.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import grpc.aio
@@ -18,8 +19,10 @@ from usameter_gateway.errors import error_from_call, error_from_refusal
 from usameter_gateway.exchange import JSON_TYPE, Request, Response, read_json_body
 from usameter_gateway.operation import metadata_of
 from usameter_gateway.response import MessageEncoder, json_bytes
-from usameter_gateway.retries import is_retry_safe
+from usameter_gateway.retries import is_recording_retry_safe
 from usameter_gateway.upstream import rate_limit_headers
+
+_LARGE_BODY_BYTES = 64 * 1024
 
 RECORD_EVENTS = "/usameter.ingest.v1.EventService/RecordEvents"
 
@@ -62,10 +65,12 @@ class RecordOperation:
         try:
             outcome = await self._call(item)
             if outcome.unread:
-                item.request.CopyFrom(message())
+                # A large one takes seconds, and others are to be served meanwhile.
+                made = await asyncio.to_thread(message) if len(body) > _LARGE_BODY_BYTES else message()
+                item.request.CopyFrom(made)
                 outcome = await self._call(item)
         except grpc.aio.AioRpcError as error:
-            safe = is_retry_safe(request.verb, message())
+            safe = is_recording_retry_safe(body)
             raise error_from_call(error, request_id=request.request_id, retry_safe=safe) from error
         headers = JSON_TYPE + rate_limit_headers(outcome.metadata.items())
         match outcome.WhichOneof("outcome"):
@@ -73,5 +78,5 @@ class RecordOperation:
                 return Response(200, outcome.json, headers)
             case "response":
                 return Response(200, json_bytes(self._encode(outcome.response)), headers)
-        safe = is_retry_safe(request.verb, message())
+        safe = is_recording_retry_safe(body)
         raise error_from_refusal(outcome.status, outcome.metadata, request_id=request.request_id, retry_safe=safe)

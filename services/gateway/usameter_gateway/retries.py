@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 _KEY = "idempotency_key"
 # Of what is done to a reservation. An event that names one has a key of its own.
 _RESERVATION_KEY = "reservation_id"
+
+
+class _Keyed(msgspec.Struct):
+    """As much of a request to record events as tells whether each has a key."""
+
+    idempotency_key: Any = None
+    events: list[_Keyed] | None = None
+
+
+_decode_keys = msgspec.json.Decoder(_Keyed).decode
+
+
+def is_recording_retry_safe(body: bytes) -> bool:
+    """As `is_retry_safe`, of a request to record events in JSON: no message is made, which may take seconds."""
+    try:
+        request = _decode_keys(body)
+    except msgspec.DecodeError:
+        return False
+    return all(each.idempotency_key for each in request.events or [request])
 
 
 def is_retry_safe(verb: str, request: Message) -> bool:

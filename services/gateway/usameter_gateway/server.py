@@ -16,13 +16,15 @@ from usameter_core.listening import reserved_address
 from usameter_core.logging import configure_logging, get_logger
 from usameter_core.metrics import serve_metrics
 from usameter_gateway.app import Gateway, gateway
+from usameter_gateway.coalescing import HELD_ITEMS_MAX
 from usameter_gateway.config import GatewaySettings
 from usameter_gateway.descriptors import load_methods
 
 log = get_logger()
 
-# Bodies in memory are bounded by this times 4 MiB; requests beyond it wait in the server.
-_REQUESTS_AT_ONCE_MAX = 512
+# Bodies in memory are bounded by this times 4 MiB; requests beyond it wait in the server. More than are held of those
+# that record, which may all wait for one service: the others, and probes, are to be answered then.
+_REQUESTS_AT_ONCE_MAX = HELD_ITEMS_MAX + 256
 
 
 async def serve() -> None:

@@ -20,7 +20,7 @@ from usameter.quota.v1 import reservation_pb2
 from usameter_core.errors import LimitViolation, QuotaExceeded, Unavailable
 from usameter_core.grpc.status import status_of
 from usameter_gateway.errors import DETAILS_KEY, HTTP_STATUS, error_from_call
-from usameter_gateway.retries import is_retry_safe
+from usameter_gateway.retries import is_recording_retry_safe, is_retry_safe
 
 
 def failed(code: grpc.StatusCode, text: str = "secret text", *details: Message) -> AioRpcError:
@@ -168,6 +168,14 @@ def test_details_that_cannot_be_read_are_left_out() -> None:
 )
 def test_recording_is_safe_to_retry_where_every_event_carries_a_key(request_: dict[str, Any], safe: bool) -> None:
     assert is_retry_safe("POST", event_pb2.RecordEventsRequest(**request_)) is safe
+    assert is_recording_retry_safe(json.dumps(request_).encode()) is safe
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b'{"events": 1}', b'{"idempotency_key": "k"', b'{"events": [{"idempotency_key": null}]}']
+)
+def test_what_is_no_request_is_not_safe_to_retry(body: bytes) -> None:
+    assert not is_recording_retry_safe(body)
 
 
 def test_a_reservation_under_an_id_of_the_callers_is_safe_to_retry_and_an_event_that_names_one_is_not() -> None:
