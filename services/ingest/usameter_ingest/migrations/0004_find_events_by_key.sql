@@ -1,6 +1,7 @@
 -- Looking events up before they are recorded.
 --
--- New function only: old code does not call it.
+-- A new function, which old code does not call, and what the planner knows of two tables. Statistics that ANALYZE made
+-- before this stay until a superuser deletes them from pg_statistic; nothing is released, so nobody has them.
 
 CREATE FUNCTION ingest.find_events(p_org_id uuid, p_event_ids uuid[])
 RETURNS TABLE (event_id uuid, request_hash bytea, occurred_at timestamptz, timestamp_given boolean, voided boolean)
