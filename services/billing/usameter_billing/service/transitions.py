@@ -16,6 +16,7 @@ from usameter_billing.domain.transitions import check_transition, check_void
 from usameter_billing.service.invoices import load_whole, lock_whole
 from usameter_billing.store import credit, credit_notes, ledger, outbox, transitions
 from usameter_core.clock import Clock
+from usameter_core.decimals import CONTEXT, exact_sum
 from usameter_core.errors import FieldViolation, InvalidArgument
 from usameter_core.ids import OrgId, format_id, new_uuid
 from usameter_core.logging import get_logger
@@ -60,7 +61,7 @@ class Transitions:
             balances = await credit.load_credit(connection, org_id, [invoice.tenant_id])
             check_void(
                 invoice,
-                credited=sum((note.total for note in notes), Decimal(0)),
+                credited=exact_sum(note.total for note in notes),
                 credit_change=change,
                 credit_balance=balances.get((invoice.tenant_id, invoice.currency), Decimal(0)),
             )
@@ -70,7 +71,7 @@ class Transitions:
             if change:
                 kind = CreditKind.REVOKED if change > 0 else CreditKind.RETURNED
                 undone = CreditEntry(
-                    new_uuid(), invoice.tenant_id, invoice.currency, kind, -change, invoice_id, None, now
+                    new_uuid(), invoice.tenant_id, invoice.currency, kind, CONTEXT.minus(change), invoice_id, None, now
                 )
                 await credit.add_entries(connection, org_id, [undone])
             return await load_whole(connection, org_id, invoice_id, now=now)
