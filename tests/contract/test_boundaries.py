@@ -86,6 +86,22 @@ def test_sql_is_in_stores_and_migrations_only(service: str) -> None:
             assert "SELECT " not in path.read_text() and "INSERT INTO" not in path.read_text(), path
 
 
+def test_money_is_summed_exactly() -> None:
+    """A `sum` with a start is one of decimals; outside of `localcontext(CONTEXT)` it loses cents above 28 digits."""
+    # The library of proofs enters the context at its door, and keeps its sums in functions below.
+    for path in (path for package in ALLOWED if package != "usameter_proof" for path in sources(package)):
+        tree = ast.parse(path.read_text())
+        exact = {
+            inner
+            for block in ast.walk(tree)
+            if isinstance(block, ast.With) and "localcontext(CONTEXT)" in ast.unparse(block.items[0])
+            for inner in ast.walk(block)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "sum" and len(node.args) > 1:
+                assert node in exact, f"{path}:{node.lineno}: use usameter_core.decimals.exact_sum"
+
+
 def test_published_pages_name_no_host_of_a_registry() -> None:
     hosts = ["py" + "pi.org", "python" + "hosted", "npm" + "js", "debian" + ".org"]
     for path in [ROOT / "requirements.lock", ROOT / "pyproject.toml", ROOT / "Makefile", *ROOT.glob("docs/*.md")]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from typing import Any
 
 import grpc
@@ -13,12 +15,15 @@ import pypdf
 import pytest
 
 from tests.conftest import Database
-from tests.support.billing import JANUARY, Organization, StandInLedger, World, open_world
+from tests.support.auditing import audit_billing
+from tests.support.billing import FEBRUARY, JANUARY, Organization, StandInLedger, World, open_world
 from tests.support.services import details_of, reason_of
-from usameter.billing.v1 import document_pb2, document_pb2_grpc, price_pb2
+from usameter.billing.v1 import document_pb2, document_pb2_grpc, invoice_pb2, price_pb2
 from usameter.common.v1 import error_pb2
 from usameter.ingest.v1 import ledger_pb2, proof_pb2, proof_pb2_grpc, snapshot_pb2_grpc
 from usameter_core.config import Address
+from usameter_core.decimals import CONTEXT
+from usameter_core.money import round_amount
 
 
 def root_of(epoch: int) -> str:
@@ -172,6 +177,44 @@ async def test_a_void_invoice_and_a_true_up_with_its_credit(org: Organization) -
         assert text in said
     await org.void(second.id)
     assert "VOID" in pdf_text((await Documents(org).pdf(second.id))[0])
+
+
+async def test_amounts_of_more_than_28_digits_keep_their_cents_everywhere(org: Organization) -> None:
+    """I7: the total is the sum of the rounded lines and tax; 28 digits is where Python's own sums begin to round."""
+    documents = Documents(org)
+    price, quantity = "123456789012345.67", "98765432109876.543211"
+    await org.set_settings("acme", tax_rate="19")
+    for event_type in ("image", "pixel"):
+        await org.set_price(event_type, price)
+    org.seal(("acme", "image", "2026-01-10", quantity), ("acme", "pixel", "2026-01-10", "0.000001"))
+    draft = await org.draft("acme")
+    large = round_amount(CONTEXT.multiply(Decimal(price), Decimal(quantity)), "USD")
+    assert [line.amount for line in draft.lines] == [str(large), "123456789.01"]
+    subtotal = CONTEXT.add(large, Decimal("123456789.01"))
+    tax = round_amount(CONTEXT.multiply(subtotal, Decimal("0.19")), "USD")
+    total = CONTEXT.add(subtotal, tax)
+    assert len(total.as_tuple().digits) > 30
+    assert (draft.subtotal, draft.tax, draft.total) == (str(subtotal), str(tax), str(total))
+    invoice = await org.finalize(draft.id)
+    assert (invoice.subtotal, invoice.total, invoice.amount_due) == (str(subtotal), str(total), str(total))
+    assert f"{total:,f}" in (await documents.html(invoice.id))[0].decode()
+    # It is wider than its column, and so in several lines.
+    assert f"{total:,f}" in "".join(pdf_text((await documents.pdf(invoice.id))[0]).split())
+
+    note = await org.credit(invoice.id, "100000000000000000000.01")
+    assert note.total == note.amount_due_reduced == "100000000000000000000.01"
+    assert (await org.get(invoice.id)).amount_due == str(CONTEXT.subtract(total, Decimal(note.total)))
+
+    org.seal(("acme", "image", "2026-01-11", f"-{quantity}"))
+    back = await org.bill("acme")
+    (row,) = csv.DictReader(io.StringIO((await documents.csv(back.id))[0].decode()))
+    assert (row["previously_billed"], row["amount"]) == (str(large), f"-{large}")
+    assert await org.balance("acme") == back.total.removeprefix("-")
+    org.seal(("acme", "image", "2026-02-11", "1"))
+    drawing = await org.bill("acme", FEBRUARY)
+    assert (drawing.status, drawing.amount_due) == (invoice_pb2.paid, "0.00")
+    assert await org.balance("acme") == str(CONTEXT.subtract(Decimal(back.total).copy_abs(), Decimal(drawing.total)))
+    assert await audit_billing(org.channel, org.metadata) == []
 
 
 async def test_a_plan_without_any_use(org: Organization) -> None:

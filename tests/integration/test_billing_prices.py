@@ -7,17 +7,24 @@ from datetime import UTC, datetime
 
 import grpc.aio
 import pytest
+from structlog.testing import capture_logs
 
 from tests.conftest import Database
-from tests.support.billing import Organization, open_world
+from tests.support.billing import Organization, World, open_world
 from tests.support.services import details_of, reason_of
 from usameter.billing.v1 import price_pb2
 from usameter.common.v1 import error_pb2
 
 
 @pytest.fixture
-async def org(database: Database) -> AsyncIterator[Organization]:
-    async with open_world(database) as world, world.open_service() as channel:
+async def world(database: Database) -> AsyncIterator[World]:
+    async with open_world(database) as world:
+        yield world
+
+
+@pytest.fixture
+async def org(world: World) -> AsyncIterator[Organization]:
+    async with world.open_service() as channel:
         yield world.organization(channel)
 
 
@@ -94,3 +101,23 @@ async def test_a_wrong_price_names_the_fields_in_the_request(org: Organization) 
     assert reason_of(caught.value) == "INVALID_ARGUMENT"
     violations = details_of(caught.value, error_pb2.ViolationDetails()).violations
     assert [violation.field for violation in violations] == ["price.tiers[1].up_to"]
+
+
+@pytest.mark.parametrize("change", ['{"unit_amount": "-0.02"}', '{"unit_amount": null}', '{"model": "barter"}'])
+async def test_a_stored_price_that_is_none_is_a_fault_of_ours_and_only_the_log_names_it(
+    world: World, org: Organization, change: str
+) -> None:
+    made = await org.set_price("call", "0.02")
+    org.seal(("acme", "call", "2026-01-10", "100"))
+    invoice = await org.bill("acme")
+    await world.admin.execute("UPDATE billing.price SET terms = terms || $1::jsonb", change)
+    for read in (
+        lambda: org.get(invoice.id),
+        lambda: org.draft("acme"),
+        lambda: org.prices.ListPrices(price_pb2.ListPricesRequest(), metadata=org.metadata),
+    ):
+        with capture_logs() as logs, pytest.raises(grpc.aio.AioRpcError) as caught:
+            await read()
+        assert (reason_of(caught.value), caught.value.details()) == ("INTERNAL", "Internal error")
+        (failure,) = (each for each in logs if each["event"] == "call_failed")
+        assert f"the stored terms of {made.id} are no price" in str(failure["exc_info"])

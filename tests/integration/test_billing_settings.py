@@ -76,6 +76,32 @@ async def test_a_tax_rate_at_the_edge_is_accepted(org: Organization, tax_rate: s
     await org.set_settings("acme", tax_rate=tax_rate)
 
 
+@pytest.mark.parametrize(
+    "character",
+    ["\x00", "\x08", "\x0b", "\r", "\x1f", "\x7f", "\x9f", "\u2028", "\u2029", "\u202a", "\u202e", "\u2066", "\u2069"],
+)
+async def test_an_address_and_a_plans_name_print_as_they_read(org: Organization, character: str) -> None:
+    for call, field in (
+        (org.set_settings("acme", address=f"Acme\n{character}Bern"), "address"),
+        (org.set_plan(f"Ba{character}sic"), "name"),
+    ):
+        error = await refused(call)
+        assert reason_of(error) == "INVALID_ARGUMENT"
+        (violation,) = details_of(error, error_pb2.ViolationDetails()).violations
+        assert violation.field == field
+        assert violation.description.startswith("must not contain control characters")
+
+
+@pytest.mark.parametrize(
+    "character", ["\t", "\n", "\n\n", " ", "\xa0", "\u2027", "\u202f", "\u2065", "\u206a", "\u200f", "東", "ע"]
+)
+async def test_an_address_has_lines_of_any_text(org: Organization, character: str) -> None:
+    for address in (f"Acme{character}Bern", f"Acme{character}"):
+        assert (await org.set_settings("acme", address=address)).address == address
+    if character[0] not in "\t\n":
+        assert (await org.set_plan(f"Ba{character}sic")).name == f"Ba{character}sic"
+
+
 async def test_tax_is_added_and_the_due_date_is_the_tenants(world: World, org: Organization) -> None:
     """I7: the total is the sum of the lines, and tax."""
     await org.set_settings("acme", tax_rate="7.7", due_days=14)

@@ -197,6 +197,7 @@ async def test_a_credit_can_be_voided_until_it_was_drawn_on(org: Organization) -
 
 async def test_a_payment_is_recorded_with_its_reference_and_moment(world: World, org: Organization) -> None:
     invoice = await org.bill("acme")
+    world.clock.advance(timedelta(days=2))
     moment = world.clock.now() - timedelta(days=1)
     paid = await org.mark_paid(invoice.id, reference="wire 17", paid_at=timestamp_from_datetime(moment))
     assert (paid.status, paid.amount_due, paid.amount_paid) == (invoice_pb2.paid, "0.00", "2.00")
@@ -214,6 +215,27 @@ async def test_a_payment_is_of_now_unless_stated_and_never_of_the_future(world: 
     paid = await org.mark_paid(invoice.id)
     assert datetime_in(paid, "paid_at") == world.clock.now()
     assert await org.mark_paid(invoice.id) == paid
+
+
+async def test_a_payment_is_not_from_before_the_invoice_was_issued(world: World, org: Organization) -> None:
+    invoice = await org.bill("acme")
+    issued_at = datetime_in(invoice, "issued_at")
+    assert issued_at is not None
+    world.clock.advance(timedelta(days=1))
+    error = await refused(org.mark_paid(invoice.id, paid_at=timestamp_from_datetime(issued_at - INSTANT)))
+    assert reason_of(error) == "INVALID_ARGUMENT"
+    (violation,) = details_of(error, error_pb2.ViolationDetails()).violations
+    assert violation.field == "paid_at"
+    assert violation.description == "lies before 2026-03-01T06:00:00Z, when the invoice was issued"
+    assert (await org.get(invoice.id)).status == invoice_pb2.open
+    paid = await org.mark_paid(invoice.id, paid_at=timestamp_from_datetime(issued_at))
+    assert datetime_in(paid, "paid_at") == issued_at
+
+
+async def test_a_payment_is_of_now_also_where_the_clock_that_issued_was_ahead(world: World, org: Organization) -> None:
+    invoice = await org.bill("acme")
+    world.clock.advance(-INSTANT)
+    assert (await org.mark_paid(invoice.id)).paid_at == invoice.issued_at
 
 
 async def test_every_transition_from_every_state(org: Organization) -> None:

@@ -21,6 +21,7 @@ from usameter_cli.invoice_tables import print_invoice, print_invoices, print_tot
 from usameter_cli.invoice_values import Invoice, Job
 from usameter_cli.moments import month_from_text, period_from_text
 from usameter_cli.output import JsonOption, print_json, terminal
+from usameter_core.decimals import CONTEXT
 from usameter_core.money import format_amount
 from usameter_core.period import Period, format_timestamp
 
@@ -189,5 +190,5 @@ def _totals(invoices: list[Invoice]) -> dict[str, str]:
     """The sum of totals of each currency."""
     sums: dict[str, Decimal] = {}
     for invoice in invoices:
-        sums[invoice.currency] = sums.get(invoice.currency, Decimal(0)) + Decimal(invoice.total)
+        sums[invoice.currency] = CONTEXT.add(sums.get(invoice.currency, Decimal(0)), Decimal(invoice.total))
     return {currency: format_amount(total, currency) for currency, total in sorted(sums.items())}

@@ -1,12 +1,15 @@
 """Exact decimals: how they are read, and the one way they are written.
 
 Quantities have at most 6 decimals and stay below 10^14 (design, REST contract). Sums of them
-and products with prices stay exact in `CONTEXT`; nothing here rounds.
+and products with prices stay exact in `CONTEXT`; nothing here rounds. Python's operators and `sum`
+round silently to the 28 digits of its default context, so money is added by `exact_sum`, by the
+operations of `CONTEXT`, or inside `localcontext(CONTEXT)`.
 """
 
 from __future__ import annotations
 
 import decimal
+from collections.abc import Iterable
 from decimal import Decimal
 
 QUANTITY_DECIMALS = 6
@@ -20,6 +23,18 @@ CONTEXT = decimal.Context(
     rounding=decimal.ROUND_HALF_UP,
     traps=[decimal.Inexact, decimal.InvalidOperation, decimal.DivisionByZero, decimal.Overflow],
 )
+
+
+def exact_sum(amounts: Iterable[Decimal]) -> Decimal:
+    """The exact sum; of none it is 0.
+
+    Raises:
+        decimal.Inexact: It has more digits than `CONTEXT`.
+    """
+    result = Decimal(0)
+    for amount in amounts:
+        result = CONTEXT.add(result, amount)
+    return result
 
 
 def canonical(value: Decimal) -> str:

@@ -20,6 +20,7 @@ from usameter_identity.domain.values import (
     Organization,
     Tenant,
     is_name,
+    is_tenant_id,
 )
 from usameter_identity.store import IdentityStore
 
@@ -95,7 +96,7 @@ class IdentityService:
 
     async def get_tenant(self, org_id: OrgId, tenant_id: str) -> Tenant:
         """The organization's tenant; else NotFound."""
-        tenant = await self._store.find_tenant(org_id, tenant_id) if is_name(tenant_id) else None
+        tenant = await self._store.find_tenant(org_id, tenant_id) if is_tenant_id(tenant_id) else None
         if tenant is None:
             raise NotFound("tenant", tenant_id)
         return tenant
@@ -114,7 +115,7 @@ class IdentityService:
         violations = [
             FieldViolation(f"tenant_ids[{index}]", _NAME_RULE)
             for index, tenant_id in enumerate(tenant_ids)
-            if not is_name(tenant_id)
+            if not is_tenant_id(tenant_id)
         ]
         if violations:
             raise InvalidArgument(violations)

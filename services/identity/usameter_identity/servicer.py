@@ -28,7 +28,7 @@ from usameter_identity.domain.values import (
     ApiKeyId,
     Organization,
     Tenant,
-    is_name,
+    is_tenant_id,
 )
 from usameter_identity.service import IdentityService
 
@@ -158,7 +158,7 @@ def tenant_page_from_proto(token: str) -> str | None:
     key = decode_page_token(token, tuple[str])
     if key is None:
         return None
-    if not is_name(key[0]):
+    if not is_tenant_id(key[0]):
         raise InvalidArgument([FieldViolation("page_token", "is not a token that this list returned")])
     return key[0]
 

@@ -150,6 +150,16 @@ def test_an_invoice_whose_net_is_negative_is_credited_by_amount_to_the_cent() ->
     assert (sum(note.subtotal for note in notes), sum(note.tax for note in notes)) == (-10, 20)
 
 
+def test_amounts_of_more_than_28_digits_lose_no_cent() -> None:
+    of = invoice(("9" * 29 + ".99", "0"), ("0.02", "0"), ("0.01", "19"))
+    assert (str(of.subtotal), str(of.tax), str(of.total)) == ("1" + "0" * 29 + ".02", "0.00", "1" + "0" * 29 + ".02")
+    assert parts(credit(of, [], _0="9" * 29 + ".99", _1="0.02")) == (
+        "1" + "0" * 29 + ".01",
+        "0.00",
+        "1" + "0" * 29 + ".01",
+    )
+
+
 RATES = st.sampled_from(["0", "7.7", "19", "20"])
 CENTS = st.integers(-500, 2_000).map(lambda cents: str(Decimal(cents) / 100))
 

@@ -7,6 +7,7 @@ import io
 from decimal import Decimal
 
 from usameter.billing.v1 import invoice_pb2
+from usameter_core.decimals import exact_sum
 from usameter_core.grpc.timestamps import datetime_in
 from usameter_core.money import format_amount
 from usameter_core.period import format_timestamp
@@ -37,7 +38,7 @@ def lines_csv(invoice: invoice_pb2.Invoice) -> bytes:
     rows = csv.writer(text)
     rows.writerow(COLUMNS)
     for line in invoice.lines:
-        billed = sum((Decimal(each.amount) for each in line.previously_billed), Decimal(0))
+        billed = exact_sum(Decimal(each.amount) for each in line.previously_billed)
         rows.writerow(
             (
                 invoice.id,

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 
 from usameter.billing.v1 import invoice_pb2, plan_pb2, price_pb2
 from usameter_billing.domain.invoice import Parties
-from usameter_core.decimals import CONTEXT
+from usameter_core.decimals import CONTEXT, exact_sum
 from usameter_core.errors import Internal
 from usameter_core.grpc.timestamps import datetime_in
 from usameter_core.money import format_amount
@@ -194,7 +194,7 @@ def _sums(invoice: invoice_pb2.Invoice) -> Iterator[Fact]:
         nets[line.tax_rate] = nets.get(line.tax_rate, Decimal(0)) + Decimal(line.amount)
     taxes = {rate: tax_amount(net, Decimal(rate), currency) for rate, net in nets.items()}
     # A document that a customer adds up to something else is worse than none.
-    if (sum(nets.values()), sum(taxes.values())) != (Decimal(invoice.subtotal), Decimal(invoice.tax)):
+    if (exact_sum(nets.values()), exact_sum(taxes.values())) != (Decimal(invoice.subtotal), Decimal(invoice.tax)):
         raise Internal(f"the lines of {invoice.id} do not add up to its subtotal and tax")
     yield Fact("Subtotal", _grouped(invoice.subtotal))
     for rate in sorted(taxes, key=Decimal):

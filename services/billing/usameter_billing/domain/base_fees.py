@@ -17,6 +17,7 @@ from uuid import UUID
 from usameter_billing.domain.invoice import BilledLine, DueLine, FeeCharge, LineKind
 from usameter_billing.domain.plan import Plan
 from usameter_billing.domain.subscription import Subscription
+from usameter_core.decimals import CONTEXT, exact_sum
 from usameter_core.period import Period, anchored_period
 from usameter_proof.rating import prorated_fee
 
@@ -105,7 +106,7 @@ def _line(due: _Due, billed: BilledFee | None, tax_rate: Decimal) -> DueLine:
         charge=FeeCharge(due.subscription_id, plan, due.seconds),
         tax_rate=billed.tax_rate if billed else tax_rate,
         rated_amount=rated,
-        amount=rated - sum((line.amount for line in before), Decimal(0)),
+        amount=CONTEXT.subtract(rated, exact_sum(line.amount for line in before)),
         previously_billed=before,
         snapshot_ids=(),
     )

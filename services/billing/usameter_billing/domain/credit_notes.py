@@ -19,7 +19,7 @@ from math import floor
 from uuid import UUID
 
 from usameter_billing.domain.invoice import Invoice, InvoiceStatus
-from usameter_core.decimals import CONTEXT
+from usameter_core.decimals import CONTEXT, exact_sum
 from usameter_core.errors import FailedPrecondition, FieldViolation, InvalidArgument
 from usameter_core.ids import OrgId, format_id, uuid_of
 from usameter_core.money import format_amount, minor_unit_decimals, round_amount
@@ -83,7 +83,7 @@ class Credit:
     @property
     def total(self) -> Decimal:
         """Net and tax."""
-        return self.subtotal + self.tax
+        return CONTEXT.add(self.subtotal, self.tax)
 
 
 def credit_note_id_of(org_id: OrgId, idempotency_key: str) -> UUID:
@@ -110,15 +110,15 @@ def compute_credit(invoice: Invoice, terms: CreditTerms, earlier: Sequence[Credi
             "can be credited",
         )
     with decimal.localcontext(CONTEXT):
-        left = invoice.total - _sum(note.total for note in earlier)
+        left = invoice.total - exact_sum(note.total for note in earlier)
         if terms.amount is not None:
             credit = _by_amount(invoice, terms.amount, earlier, left=left)
         else:
             credit = _by_lines(invoice, terms.lines, earlier)
         pairs = (
-            (_sum(note.subtotal for note in earlier) + credit.subtotal, invoice.subtotal),
-            (_sum(note.tax for note in earlier) + credit.tax, invoice.tax),
-            (_sum(note.total for note in earlier) + credit.total, invoice.total),
+            (exact_sum(note.subtotal for note in earlier) + credit.subtotal, invoice.subtotal),
+            (exact_sum(note.tax for note in earlier) + credit.tax, invoice.tax),
+            (exact_sum(note.total for note in earlier) + credit.total, invoice.total),
         )
         if not all(min(whole, Decimal(0)) <= credited <= max(whole, Decimal(0)) for credited, whole in pairs):
             raise _exceeds(invoice, left)
@@ -129,7 +129,7 @@ def _by_amount(invoice: Invoice, amount: Decimal, earlier: Sequence[CreditNote],
     _check_amount(amount, invoice.currency, field="amount")
     if amount > left:
         raise _exceeds(invoice, left)
-    tax_left = invoice.tax - _sum(note.tax for note in earlier)
+    tax_left = invoice.tax - exact_sum(note.tax for note in earlier)
     # A fraction: the share may have no end as a decimal, and rounding must look at the exact value.
     decimals = minor_unit_decimals(invoice.currency)
     share = Fraction(tax_left) * Fraction(amount) / Fraction(left) * 10**decimals
@@ -149,19 +149,19 @@ def _by_lines(invoice: Invoice, asked: Sequence[tuple[UUID, Decimal]], earlier: 
             raise InvalidArgument([FieldViolation(f"{field}.line_id", "is no line of the invoice")])
         if any(line.line_id == line_id for line in credited):
             raise InvalidArgument([FieldViolation(f"{field}.line_id", "is named twice")])
-        left = due.amount - _sum(line.amount for line in credited_before if line.line_id == line_id)
+        left = due.amount - exact_sum(line.amount for line in credited_before if line.line_id == line_id)
         if amount > left:
             raise _exceeds(invoice, left, line_id)
         credited.append(CreditedLine(line_id, amount, due.tax_rate))
     tax = _tax([*credited_before, *credited], invoice.currency) - _tax(credited_before, invoice.currency)
-    return Credit(tuple(credited), _sum(line.amount for line in credited), tax)
+    return Credit(tuple(credited), exact_sum(line.amount for line in credited), tax)
 
 
 def _tax(lines: Iterable[CreditedLine], currency: str) -> Decimal:
     amounts: dict[Decimal, Decimal] = defaultdict(Decimal)
     for line in lines:
         amounts[line.tax_rate] += line.amount
-    return _sum(tax_amount(amount, rate, currency) for rate, amount in amounts.items())
+    return exact_sum(tax_amount(amount, rate, currency) for rate, amount in amounts.items())
 
 
 def _check_amount(amount: Decimal, currency: str, *, field: str) -> None:
@@ -176,7 +176,3 @@ def _exceeds(invoice: Invoice, left: Decimal, line_id: UUID | None = None) -> Fa
     what = format_id("inv", invoice.invoice_id) if line_id is None else f"The line {format_id('lin', line_id)}"
     rest = f"{format_amount(max(left, Decimal(0)), invoice.currency)} {invoice.currency}"
     return FailedPrecondition("CREDIT_EXCEEDS_INVOICE", f"{what} has {rest} left to credit, net and tax together")
-
-
-def _sum(amounts: Iterable[Decimal]) -> Decimal:
-    return sum(amounts, Decimal(0))

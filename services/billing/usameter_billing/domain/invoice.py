@@ -12,6 +12,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from usameter_billing.domain.plan import Plan
+from usameter_core.decimals import CONTEXT, exact_sum
 from usameter_core.ids import OrgId
 from usameter_core.period import Period
 from usameter_proof.pricing import PriceVersion
@@ -134,21 +135,20 @@ class DueInvoice:
     @property
     def subtotal(self) -> Decimal:
         """The sum of the rounded lines."""
-        return sum((line.amount for line in self.lines), Decimal(0))
+        return exact_sum(line.amount for line in self.lines)
 
     @property
     def tax(self) -> Decimal:
         """The sum of each rate's tax, which is rounded once on all lines of the rate."""
         sums: dict[Decimal, Decimal] = {}
         for line in self.lines:
-            sums[line.tax_rate] = sums.get(line.tax_rate, Decimal(0)) + line.amount
-        taxes = (tax_amount(amount, rate, self.currency) for rate, amount in sums.items())
-        return sum(taxes, Decimal(0))
+            sums[line.tax_rate] = CONTEXT.add(sums.get(line.tax_rate, Decimal(0)), line.amount)
+        return exact_sum(tax_amount(amount, rate, self.currency) for rate, amount in sums.items())
 
     @property
     def total(self) -> Decimal:
         """Lines and tax (I7)."""
-        return self.subtotal + self.tax
+        return CONTEXT.add(self.subtotal, self.tax)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from usameter_billing.domain.invoice import BilledLine, DueInvoice, DueLine, Lin
 from usameter_billing.domain.plan import Plan
 from usameter_billing.domain.subscription import Subscription, subscribed_plan
 from usameter_billing.domain.tiling import Tiling
-from usameter_core.decimals import CONTEXT
+from usameter_core.decimals import CONTEXT, exact_sum
 from usameter_core.period import Period
 from usameter_proof.pricing import PriceVersion
 from usameter_proof.rating import due_amount
@@ -164,14 +164,13 @@ def compute_invoices(
 
 def _due_line(use: PeriodUse, version: PriceVersion, *, invoiced: Period, tax_rate: Decimal) -> DueLine:
     rated = due_amount(version.price, use.quantity, subscribed=version.plan_id is not None)
-    billed = sum((line.amount for line in use.billed), Decimal(0))
     return DueLine(
         kind=LineKind.USAGE if use.period == invoiced and not use.billed else LineKind.TRUE_UP,
         period=use.period,
         charge=UseCharge(use.event_type, version, use.quantity),
         tax_rate=tax_rate if use.pinned_tax_rate is None else use.pinned_tax_rate,
         rated_amount=rated,
-        amount=rated - billed,
+        amount=CONTEXT.subtract(rated, exact_sum(line.amount for line in use.billed)),
         previously_billed=use.billed,
         snapshot_ids=use.snapshot_ids,
     )

@@ -13,6 +13,7 @@ from usameter_billing.service.invoices import lock_whole
 from usameter_billing.store import credit, transitions
 from usameter_billing.store import credit_notes as store
 from usameter_core.clock import Clock
+from usameter_core.decimals import CONTEXT
 from usameter_core.errors import IdempotencyConflict, NotFound
 from usameter_core.ids import OrgId, format_id, new_uuid
 from usameter_core.logging import get_logger
@@ -77,7 +78,7 @@ class CreditNotes:
             earlier = await store.load_credit_notes_of(connection, org_id, terms.invoice_id)
             due = compute_credit(invoice, terms, earlier)
             reduced = min(due.total, invoice.amount_due)
-            granted = due.total - reduced
+            granted = CONTEXT.subtract(due.total, reduced)
             if reduced:
                 await transitions.reduce_amount_due(connection, org_id, invoice.invoice_id, by=reduced, now=now)
             if granted:

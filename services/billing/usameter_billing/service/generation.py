@@ -19,6 +19,7 @@ from usameter_billing.domain.settings import TenantSettings
 from usameter_billing.domain.tiling import Tiling
 from usameter_billing.store import accounts, credit, drafts, invoices, ledger, lines, prices, settings, subscriptions
 from usameter_billing.store.drafts import StoredDraft
+from usameter_core.decimals import CONTEXT
 from usameter_core.ids import OrgId, new_uuid
 from usameter_core.period import Period
 
@@ -133,7 +134,7 @@ async def finalize(
         invoice_id = draft.invoice_id if draft else new_uuid()
         total = invoice.total
         drawn = min(max(total, Decimal(0)), balances.get((invoice.tenant_id, invoice.currency), Decimal(0)))
-        change = -drawn if total > 0 else -total
+        change = CONTEXT.minus(drawn if total > 0 else total)
         if change:
             kind = CreditKind.DRAWN if total > 0 else CreditKind.GRANTED
             entries.append(
@@ -145,7 +146,7 @@ async def finalize(
         held = generation.settings[invoice.tenant_id]
         due_at = issued_at + (default_due if held.due_days is None else timedelta(days=held.due_days))
         parties = Parties(seller_name, held.address)
-        amount_due = max(total, Decimal(0)) - drawn
+        amount_due = CONTEXT.subtract(max(total, Decimal(0)), drawn)
         issued.append(invoices.NewInvoice(invoice_id, invoice, line_ids, amount_due, due_at, parties))
     await drafts.delete_drafts(connection, generation.org_id, replaced)
     if entries:

@@ -16,9 +16,11 @@ from usameter_billing.domain.transitions import check_transition, check_void
 from usameter_billing.service.invoices import load_whole, lock_whole
 from usameter_billing.store import credit, credit_notes, ledger, outbox, transitions
 from usameter_core.clock import Clock
+from usameter_core.decimals import CONTEXT, exact_sum
 from usameter_core.errors import FieldViolation, InvalidArgument
 from usameter_core.ids import OrgId, format_id, new_uuid
 from usameter_core.logging import get_logger
+from usameter_core.period import format_timestamp
 from usameter_core.postgres.transaction import run_transaction
 from usameter_core.tasks import Doorbell
 
@@ -60,7 +62,7 @@ class Transitions:
             balances = await credit.load_credit(connection, org_id, [invoice.tenant_id])
             check_void(
                 invoice,
-                credited=sum((note.total for note in notes), Decimal(0)),
+                credited=exact_sum(note.total for note in notes),
                 credit_change=change,
                 credit_balance=balances.get((invoice.tenant_id, invoice.currency), Decimal(0)),
             )
@@ -70,7 +72,7 @@ class Transitions:
             if change:
                 kind = CreditKind.REVOKED if change > 0 else CreditKind.RETURNED
                 undone = CreditEntry(
-                    new_uuid(), invoice.tenant_id, invoice.currency, kind, -change, invoice_id, None, now
+                    new_uuid(), invoice.tenant_id, invoice.currency, kind, CONTEXT.minus(change), invoice_id, None, now
                 )
                 await credit.add_entries(connection, org_id, [undone])
             return await load_whole(connection, org_id, invoice_id, now=now)
@@ -86,7 +88,7 @@ class Transitions:
         """Record that what was due has been received; `paid_at` is now unless stated.
 
         Raises:
-            InvalidArgument: `paid_at` lies in the future.
+            InvalidArgument: `paid_at` lies in the future, or before the invoice was issued.
             NotFound: There is no such invoice.
             FailedPrecondition: INVOICE_DRAFT, INVOICE_VOID; INVOICE_PAID where it is paid under another
                 reference, which must be another payment.
@@ -100,7 +102,13 @@ class Transitions:
             if invoice.status is InvoiceStatus.PAID and invoice.payment_reference == reference:
                 return invoice
             check_transition(invoice, InvoiceStatus.PAID)
-            await transitions.save_paid(connection, org_id, invoice_id, reference=reference, paid_at=paid_at or now)
+            assert invoice.issued_at is not None
+            if paid_at is not None and paid_at < invoice.issued_at:
+                issued = format_timestamp(invoice.issued_at)
+                raise InvalidArgument([FieldViolation("paid_at", f"lies before {issued}, when the invoice was issued")])
+            # The clock of the replica that issued it may be ahead of ours.
+            moment = paid_at or max(now, invoice.issued_at)
+            await transitions.save_paid(connection, org_id, invoice_id, reference=reference, paid_at=moment)
             return await load_whole(connection, org_id, invoice_id, now=now)
 
         return await run_transaction(self._pool, work)

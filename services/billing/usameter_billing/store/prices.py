@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import msgspec
 
-from usameter_core.errors import AlreadyExists
+from usameter_core.errors import AlreadyExists, Internal, InvalidArgument
 from usameter_core.ids import OrgId, format_id
 from usameter_core.period import format_timestamp
 from usameter_proof.pricing import PriceTerms, PriceVersion, price_from_terms
@@ -158,15 +158,23 @@ async def count_pinned(connection: Connection, org_id: OrgId, version: PriceVers
 
 
 def price_from_row(row: asyncpg.Record) -> PriceVersion:
-    """The version in a row; its terms were checked when they were written."""
-    terms = msgspec.json.decode(row["terms"], type=PriceTerms)
+    """The version in a row; its terms were checked when they were written.
+
+    Raises:
+        Internal: They describe no price: somebody has changed them since, and it is not for the caller to mend.
+    """
+    try:
+        terms = msgspec.json.decode(row["terms"], type=PriceTerms)
+        price = price_from_terms(terms)
+    except (InvalidArgument, msgspec.ValidationError) as error:
+        raise Internal(f"the stored terms of {format_id('prc', row['price_id'])} are no price: {error}") from error
     return PriceVersion(
         price_id=row["price_id"],
         event_type=row["event_type"],
         tenant_id=row["tenant_id"] or None,
         effective_from=row["effective_from"],
         terms=terms,
-        price=price_from_terms(terms),
+        price=price,
         created_at=row["created_at"],
         plan_id=row["plan_id"],
     )

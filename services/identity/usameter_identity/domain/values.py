@@ -20,6 +20,9 @@ PREFIX_CHARACTERS = 12
 # Control characters and line separators: what no name or id may hold (the same rule as an
 # event's tenant_id). NUL, the first of them, PostgreSQL cannot even store.
 _FORBIDDEN_CATEGORIES = frozenset({"Cc", "Zl", "Zp"})
+# The embeddings, overrides and isolates U+202A to U+202E and U+2066 to U+2069: with them an invoice
+# would show another seller's name than the one that it says.
+_DIRECTING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,12 @@ class ApiKey:
 
 
 def is_name(text: str) -> bool:
-    """Whether the text can be a tenant's id or the name of a key or organization."""
+    """Whether the text can be the name of a key or organization."""
+    return is_tenant_id(text) and not any(unicodedata.bidirectional(character) in _DIRECTING for character in text)
+
+
+def is_tenant_id(text: str) -> bool:
+    """Whether the text can be a tenant's id: what an event can have."""
     return 1 <= len(text) <= NAME_CHARACTERS_MAX and not any(
         unicodedata.category(character) in _FORBIDDEN_CATEGORIES for character in text
     )

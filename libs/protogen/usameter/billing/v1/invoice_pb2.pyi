@@ -573,7 +573,7 @@ class MarkInvoicePaidRequest(message.Message):
     """E.g. the reference of a bank transfer."""
     @builtins.property
     def paid_at(self) -> timestamp_pb2.Timestamp:
-        """When the money came; not in the future, default now."""
+        """When the money came: not before issued_at and not in the future; default now."""
 
     def __init__(
         self,

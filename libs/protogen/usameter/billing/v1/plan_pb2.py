@@ -29,7 +29,7 @@ from usameter.billing.v1 import price_pb2 as usameter_dot_billing_dot_v1_dot_pri
 from usameter.common.v1 import options_pb2 as usameter_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eusameter/billing/v1/plan.proto\x12\x13usameter.billing.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fusameter/billing/v1/price.proto\x1a usameter/common/v1/options.proto\"\xd9\x01\n\x04Plan\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08\x62\x61se_fee\x18\x03 \x01(\t\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12\x33\n\x08interval\x18\x05 \x01(\x0e\x32!.usameter.billing.v1.PlanInterval\x12.\n\x06prices\x18\x06 \x03(\x0b\x32\x1e.usameter.billing.v1.PlanPrice\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"s\n\tPlanPrice\x12\x33\n\nevent_type\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9_.:-]{1,100}$\x12\x31\n\x05price\x18\x02 \x01(\x0b\x32\x1a.usameter.billing.v1.PriceB\x06\xbaH\x03\xc8\x01\x01\"\xdc\x01\n\x11\x43reatePlanRequest\x12\x17\n\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x64\x12\x10\n\x08\x62\x61se_fee\x18\x02 \x01(\t\x12#\n\x08\x63urrency\x18\x03 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[A-Z]{3}$\x12=\n\x08interval\x18\x04 \x01(\x0e\x32!.usameter.billing.v1.PlanIntervalB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x38\n\x06prices\x18\x05 \x03(\x0b\x32\x1e.usameter.billing.v1.PlanPriceB\x08\xbaH\x05\x92\x01\x02\x10\x64\"P\n\x10ListPlansRequest\x12\x1e\n\x05limit\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x01H\x00\x88\x01\x01\x12\x12\n\npage_token\x18\x02 \x01(\tB\x08\n\x06_limit\"o\n\x11ListPlansResponse\x12(\n\x05plans\x18\x01 \x03(\x0b\x32\x19.usameter.billing.v1.Plan\x12\x1c\n\x0fnext_page_token\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x12\n\x10_next_page_token*F\n\x0cPlanInterval\x12\x1d\n\x19PLAN_INTERVAL_UNSPECIFIED\x10\x00\x12\x0b\n\x07MONTHLY\x10\x01\x12\n\n\x06YEARLY\x10\x02\x32\x8f\x02\n\x0bPlanService\x12{\n\nCreatePlan\x12&.usameter.billing.v1.CreatePlanRequest\x1a\x19.usameter.billing.v1.Plan\"*\x8a\xb5\x18\x0e\n\x0cprices:write\x82\xd3\xe4\x93\x02\x12\"\r/api/v1/plans:\x01*\x12\x82\x01\n\tListPlans\x12%.usameter.billing.v1.ListPlansRequest\x1a&.usameter.billing.v1.ListPlansResponse\"&\x8a\xb5\x18\r\n\x0bprices:read\x82\xd3\xe4\x93\x02\x0f\x12\r/api/v1/plansb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eusameter/billing/v1/plan.proto\x12\x13usameter.billing.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fusameter/billing/v1/price.proto\x1a usameter/common/v1/options.proto\"\xd9\x01\n\x04Plan\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08\x62\x61se_fee\x18\x03 \x01(\t\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12\x33\n\x08interval\x18\x05 \x01(\x0e\x32!.usameter.billing.v1.PlanInterval\x12.\n\x06prices\x18\x06 \x03(\x0b\x32\x1e.usameter.billing.v1.PlanPrice\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"s\n\tPlanPrice\x12\x33\n\nevent_type\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a\x32\x18^[A-Za-z0-9_.:-]{1,100}$\x12\x31\n\x05price\x18\x02 \x01(\x0b\x32\x1a.usameter.billing.v1.PriceB\x06\xbaH\x03\xc8\x01\x01\"\x96\x03\n\x11\x43reatePlanRequest\x12\xd0\x01\n\x04name\x18\x01 \x01(\tB\xc1\x01\xbaH\xbd\x01r\x04\x10\x01\x18\x64\xba\x01\xb3\x01\n\x0eprintable_line\x12Tmust not contain control characters, or characters that change the direction of text\x1aKthis.matches(r\'^[^\\p{Cc}\\p{Zl}\\p{Zp}\\x{202A}-\\x{202E}\\x{2066}-\\x{2069}]*$\')\x12\x10\n\x08\x62\x61se_fee\x18\x02 \x01(\t\x12#\n\x08\x63urrency\x18\x03 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[A-Z]{3}$\x12=\n\x08interval\x18\x04 \x01(\x0e\x32!.usameter.billing.v1.PlanIntervalB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x38\n\x06prices\x18\x05 \x03(\x0b\x32\x1e.usameter.billing.v1.PlanPriceB\x08\xbaH\x05\x92\x01\x02\x10\x64\"P\n\x10ListPlansRequest\x12\x1e\n\x05limit\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x01H\x00\x88\x01\x01\x12\x12\n\npage_token\x18\x02 \x01(\tB\x08\n\x06_limit\"o\n\x11ListPlansResponse\x12(\n\x05plans\x18\x01 \x03(\x0b\x32\x19.usameter.billing.v1.Plan\x12\x1c\n\x0fnext_page_token\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x12\n\x10_next_page_token*F\n\x0cPlanInterval\x12\x1d\n\x19PLAN_INTERVAL_UNSPECIFIED\x10\x00\x12\x0b\n\x07MONTHLY\x10\x01\x12\n\n\x06YEARLY\x10\x02\x32\x8f\x02\n\x0bPlanService\x12{\n\nCreatePlan\x12&.usameter.billing.v1.CreatePlanRequest\x1a\x19.usameter.billing.v1.Plan\"*\x8a\xb5\x18\x0e\n\x0cprices:write\x82\xd3\xe4\x93\x02\x12\"\r/api/v1/plans:\x01*\x12\x82\x01\n\tListPlans\x12%.usameter.billing.v1.ListPlansRequest\x1a&.usameter.billing.v1.ListPlansResponse\"&\x8a\xb5\x18\r\n\x0bprices:read\x82\xd3\xe4\x93\x02\x0f\x12\r/api/v1/plansb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,7 +41,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PLANPRICE'].fields_by_name['price']._loaded_options = None
   _globals['_PLANPRICE'].fields_by_name['price']._serialized_options = b'\272H\003\310\001\001'
   _globals['_CREATEPLANREQUEST'].fields_by_name['name']._loaded_options = None
-  _globals['_CREATEPLANREQUEST'].fields_by_name['name']._serialized_options = b'\272H\006r\004\020\001\030d'
+  _globals['_CREATEPLANREQUEST'].fields_by_name['name']._serialized_options = b'\272H\275\001r\004\020\001\030d\272\001\263\001\n\016printable_line\022Tmust not contain control characters, or characters that change the direction of text\032Kthis.matches(r\'^[^\\p{Cc}\\p{Zl}\\p{Zp}\\x{202A}-\\x{202E}\\x{2066}-\\x{2069}]*$\')'
   _globals['_CREATEPLANREQUEST'].fields_by_name['currency']._loaded_options = None
   _globals['_CREATEPLANREQUEST'].fields_by_name['currency']._serialized_options = b'\272H\016r\0142\n^[A-Z]{3}$'
   _globals['_CREATEPLANREQUEST'].fields_by_name['interval']._loaded_options = None
@@ -54,18 +54,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PLANSERVICE'].methods_by_name['CreatePlan']._serialized_options = b'\212\265\030\016\n\014prices:write\202\323\344\223\002\022\"\r/api/v1/plans:\001*'
   _globals['_PLANSERVICE'].methods_by_name['ListPlans']._loaded_options = None
   _globals['_PLANSERVICE'].methods_by_name['ListPlans']._serialized_options = b'\212\265\030\r\n\013prices:read\202\323\344\223\002\017\022\r/api/v1/plans'
-  _globals['_PLANINTERVAL']._serialized_start=969
-  _globals['_PLANINTERVAL']._serialized_end=1039
+  _globals['_PLANINTERVAL']._serialized_start=1155
+  _globals['_PLANINTERVAL']._serialized_end=1225
   _globals['_PLAN']._serialized_start=215
   _globals['_PLAN']._serialized_end=432
   _globals['_PLANPRICE']._serialized_start=434
   _globals['_PLANPRICE']._serialized_end=549
   _globals['_CREATEPLANREQUEST']._serialized_start=552
-  _globals['_CREATEPLANREQUEST']._serialized_end=772
-  _globals['_LISTPLANSREQUEST']._serialized_start=774
-  _globals['_LISTPLANSREQUEST']._serialized_end=854
-  _globals['_LISTPLANSRESPONSE']._serialized_start=856
-  _globals['_LISTPLANSRESPONSE']._serialized_end=967
-  _globals['_PLANSERVICE']._serialized_start=1042
-  _globals['_PLANSERVICE']._serialized_end=1313
+  _globals['_CREATEPLANREQUEST']._serialized_end=958
+  _globals['_LISTPLANSREQUEST']._serialized_start=960
+  _globals['_LISTPLANSREQUEST']._serialized_end=1040
+  _globals['_LISTPLANSRESPONSE']._serialized_start=1042
+  _globals['_LISTPLANSRESPONSE']._serialized_end=1153
+  _globals['_PLANSERVICE']._serialized_start=1228
+  _globals['_PLANSERVICE']._serialized_end=1499
 # @@protoc_insertion_point(module_scope)

@@ -112,6 +112,7 @@ class CreatePlanRequest(message.Message):
     INTERVAL_FIELD_NUMBER: builtins.int
     PRICES_FIELD_NUMBER: builtins.int
     name: builtins.str
+    """One line of text, as it is printed; like the address of billing settings."""
     base_fee: builtins.str
     """Decimal, >= 0, at most 12 decimals."""
     currency: builtins.str

@@ -27,7 +27,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from usameter.common.v1 import options_pb2 as usameter_dot_common_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"usameter/billing/v1/settings.proto\x12\x13usameter.billing.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a usameter/common/v1/options.proto\"\x9b\x01\n\x0f\x42illingSettings\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x1b\n\x08\x63urrency\x18\x02 \x01(\tB\x04\x88\xb5\x18\x01H\x00\x88\x01\x01\x12\x10\n\x08tax_rate\x18\x03 \x01(\t\x12\x1b\n\x08\x64ue_days\x18\x04 \x01(\x05\x42\x04\x88\xb5\x18\x01H\x01\x88\x01\x01\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\tB\x0b\n\t_currencyB\x0b\n\t_due_days\"\x97\x02\n\x19SetBillingSettingsRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x64\x12(\n\x08\x63urrency\x18\x02 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[A-Z]{3}$H\x00\x88\x01\x01\x12M\n\x08tax_rate\x18\x03 \x01(\tB6\xbaH3r12/^(100([.]0{1,4})?|[1-9]?[0-9]([.][0-9]{1,4})?)$H\x01\x88\x01\x01\x12!\n\x08\x64ue_days\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xed\x02(\x00H\x02\x88\x01\x01\x12\x19\n\x07\x61\x64\x64ress\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\xe8\x07\x42\x0b\n\t_currencyB\x0b\n\t_tax_rateB\x0b\n\t_due_days\"9\n\x19GetBillingSettingsRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x64\x32\xf4\x02\n\x16\x42illingSettingsService\x12\xad\x01\n\x12SetBillingSettings\x12..usameter.billing.v1.SetBillingSettingsRequest\x1a$.usameter.billing.v1.BillingSettings\"A\x8a\xb5\x18\x0e\n\x0cprices:write\x82\xd3\xe4\x93\x02)\x1a$/api/v1/billing-settings/{tenant_id}:\x01*\x12\xa9\x01\n\x12GetBillingSettings\x12..usameter.billing.v1.GetBillingSettingsRequest\x1a$.usameter.billing.v1.BillingSettings\"=\x8a\xb5\x18\r\n\x0bprices:read\x82\xd3\xe4\x93\x02&\x12$/api/v1/billing-settings/{tenant_id}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"usameter/billing/v1/settings.proto\x12\x13usameter.billing.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a usameter/common/v1/options.proto\"\x9b\x01\n\x0f\x42illingSettings\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x1b\n\x08\x63urrency\x18\x02 \x01(\tB\x04\x88\xb5\x18\x01H\x00\x88\x01\x01\x12\x10\n\x08tax_rate\x18\x03 \x01(\t\x12\x1b\n\x08\x64ue_days\x18\x04 \x01(\x05\x42\x04\x88\xb5\x18\x01H\x01\x88\x01\x01\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\tB\x0b\n\t_currencyB\x0b\n\t_due_days\"\x80\x04\n\x19SetBillingSettingsRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x64\x12(\n\x08\x63urrency\x18\x02 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[A-Z]{3}$H\x00\x88\x01\x01\x12M\n\x08tax_rate\x18\x03 \x01(\tB6\xbaH3r12/^(100([.]0{1,4})?|[1-9]?[0-9]([.][0-9]{1,4})?)$H\x01\x88\x01\x01\x12!\n\x08\x64ue_days\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xed\x02(\x00H\x02\x88\x01\x01\x12\x81\x02\n\x07\x61\x64\x64ress\x18\x05 \x01(\tB\xef\x01\xbaH\xeb\x01r\x03\x18\xe8\x07\xba\x01\xe2\x01\n\x0fprintable_lines\x12mmust not contain control characters, but for newline and tab, or characters that change the direction of text\x1a`this.matches(r\'^[^\\x00-\\x08\\x0B-\\x1F\\x7F-\\x9F\\p{Zl}\\p{Zp}\\x{202A}-\\x{202E}\\x{2066}-\\x{2069}]*$\')B\x0b\n\t_currencyB\x0b\n\t_tax_rateB\x0b\n\t_due_days\"9\n\x19GetBillingSettingsRequest\x12\x1c\n\ttenant_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x64\x32\xf4\x02\n\x16\x42illingSettingsService\x12\xad\x01\n\x12SetBillingSettings\x12..usameter.billing.v1.SetBillingSettingsRequest\x1a$.usameter.billing.v1.BillingSettings\"A\x8a\xb5\x18\x0e\n\x0cprices:write\x82\xd3\xe4\x93\x02)\x1a$/api/v1/billing-settings/{tenant_id}:\x01*\x12\xa9\x01\n\x12GetBillingSettings\x12..usameter.billing.v1.GetBillingSettingsRequest\x1a$.usameter.billing.v1.BillingSettings\"=\x8a\xb5\x18\r\n\x0bprices:read\x82\xd3\xe4\x93\x02&\x12$/api/v1/billing-settings/{tenant_id}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,7 +47,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETBILLINGSETTINGSREQUEST'].fields_by_name['due_days']._loaded_options = None
   _globals['_SETBILLINGSETTINGSREQUEST'].fields_by_name['due_days']._serialized_options = b'\272H\007\032\005\030\355\002(\000'
   _globals['_SETBILLINGSETTINGSREQUEST'].fields_by_name['address']._loaded_options = None
-  _globals['_SETBILLINGSETTINGSREQUEST'].fields_by_name['address']._serialized_options = b'\272H\005r\003\030\350\007'
+  _globals['_SETBILLINGSETTINGSREQUEST'].fields_by_name['address']._serialized_options = b'\272H\353\001r\003\030\350\007\272\001\342\001\n\017printable_lines\022mmust not contain control characters, but for newline and tab, or characters that change the direction of text\032`this.matches(r\'^[^\\x00-\\x08\\x0B-\\x1F\\x7F-\\x9F\\p{Zl}\\p{Zp}\\x{202A}-\\x{202E}\\x{2066}-\\x{2069}]*$\')'
   _globals['_GETBILLINGSETTINGSREQUEST'].fields_by_name['tenant_id']._loaded_options = None
   _globals['_GETBILLINGSETTINGSREQUEST'].fields_by_name['tenant_id']._serialized_options = b'\272H\006r\004\020\001\030d'
   _globals['_BILLINGSETTINGSSERVICE'].methods_by_name['SetBillingSettings']._loaded_options = None
@@ -57,9 +57,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BILLINGSETTINGS']._serialized_start=153
   _globals['_BILLINGSETTINGS']._serialized_end=308
   _globals['_SETBILLINGSETTINGSREQUEST']._serialized_start=311
-  _globals['_SETBILLINGSETTINGSREQUEST']._serialized_end=590
-  _globals['_GETBILLINGSETTINGSREQUEST']._serialized_start=592
-  _globals['_GETBILLINGSETTINGSREQUEST']._serialized_end=649
-  _globals['_BILLINGSETTINGSSERVICE']._serialized_start=652
-  _globals['_BILLINGSETTINGSSERVICE']._serialized_end=1024
+  _globals['_SETBILLINGSETTINGSREQUEST']._serialized_end=823
+  _globals['_GETBILLINGSETTINGSREQUEST']._serialized_start=825
+  _globals['_GETBILLINGSETTINGSREQUEST']._serialized_end=882
+  _globals['_BILLINGSETTINGSSERVICE']._serialized_start=885
+  _globals['_BILLINGSETTINGSSERVICE']._serialized_end=1257
 # @@protoc_insertion_point(module_scope)

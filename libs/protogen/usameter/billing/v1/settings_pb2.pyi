@@ -75,6 +75,10 @@ class SetBillingSettingsRequest(message.Message):
     due_days: builtins.int
     """Left out: the deployment's default."""
     address: builtins.str
+    """Lines of text without control characters, but for newline and tab, and without what changes
+    the direction of the text behind it (U+202A to U+202E, U+2066 to U+2069): a document must show
+    what it says.
+    """
     def __init__(
         self,
         *,
