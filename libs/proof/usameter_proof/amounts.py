@@ -161,12 +161,23 @@ def _faults_of_line(line: Line, invoice: Invoice, snapshots: Sequence[Snapshot])
         yield from _faults_of_fee(line, line.base_fee, invoice.currency)
     else:
         yield "is neither of use, with a price and a quantity, nor of a base fee"
+    kind = _kind_of(line, invoice)
+    if line.kind != kind:
+        yield f'is of the kind "{line.kind}", and what else it says makes it {kind}'
     if not _is_of_days(line):
         yield "its period is not one of whole UTC days"
     billed = sum((Decimal(each.amount) for each in line.previously_billed), Decimal(0))
     due = Decimal(line.rated_amount) - billed
     if due != Decimal(line.amount):
         yield f"rated {line.rated_amount} less previously billed {billed} is {due}, not {line.amount}"
+
+
+def _kind_of(line: Line, invoice: Invoice) -> str:
+    """The first line of a base fee's interval, or of use in the invoice's own period, is told from any other."""
+    if line.base_fee is not None:
+        return "TRUE_UP" if line.previously_billed else "BASE_FEE"
+    is_of_period = (line.period_start, line.period_end) == (invoice.period_start, invoice.period_end)
+    return "USAGE" if is_of_period and not line.previously_billed else "TRUE_UP"
 
 
 def _is_of_days(line: Line) -> bool:

@@ -120,6 +120,8 @@ class Invoice(Struct, frozen=True):
     id: str
     tenant_id: str
     currency: CurrencyCode
+    period_start: Moment
+    period_end: Moment
     through_epoch: Natural
     subtotal: DecimalText
     tax: DecimalText

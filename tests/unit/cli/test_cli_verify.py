@@ -14,6 +14,8 @@ INVOICE = {
     "id": "inv_1\x1b[2J\x1b[Htrue\n",
     "tenant_id": "acme",
     "currency": "USD",
+    "period_start": "2026-01-01T00:00:00Z",
+    "period_end": "2026-02-01T00:00:00Z",
     "through_epoch": 0,
     "subtotal": "0.00",
     "tax": "0.00",

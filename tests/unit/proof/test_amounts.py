@@ -23,7 +23,7 @@ def standing(start: str, end: str, **changes: Any) -> dict[str, Any]:
     price = {"model": "flat", "currency": "USD", "flat_amount": "100"}
     return {
         "id": f"lin_{start}",
-        "kind": "USAGE",
+        "kind": "USAGE" if (start, end) == (JANUARY, FEBRUARY) and "previously_billed" not in changes else "TRUE_UP",
         "event_type": "call",
         "period_start": start,
         "period_end": end,
@@ -59,10 +59,12 @@ def fee(start: str, end: str, **changes: Any) -> dict[str, Any]:
 
 
 def findings(*lines: dict[str, Any], **changes: Any) -> list[str]:
-    """What is found wrong with an invoice of these lines, whose sums are right."""
+    """What is found wrong with an invoice of January with these lines, whose sums are right."""
     total = f"{sum(Decimal(line['amount']) for line in lines):.2f}"
     sums = {"subtotal": total, "tax": "0.00", "total": total, "amount_due": total}
-    invoice = {"id": "inv_1", "tenant_id": "acme", "currency": "USD", "through_epoch": 0, "lines": lines, **sums}
+    period = {"period_start": JANUARY, "period_end": FEBRUARY}
+    of_tenant = {"id": "inv_1", "tenant_id": "acme", "currency": "USD", "through_epoch": 0}
+    invoice = {**of_tenant, **period, "lines": lines, **sums}
     document = {"format": "usameter.invoice-proof.v1", "invoice": {**invoice, **changes}}
     return [str(each) for each in check_amounts(proof_from_json(json.dumps(document).encode()))]
 
@@ -187,6 +189,29 @@ def test_a_line_was_billed_before_once_and_by_another_invoice(billed: list[tuple
     amount = f"{100 + 50 * len(billed)}.00"
     (found,) = findings(standing(JANUARY, FEBRUARY, amount=amount, previously_billed=credits))
     assert "billed before" in found
+
+
+BEFORE: dict[str, Any] = {"previously_billed": [{"invoice_id": "inv_0", "line_id": "lin_0", "amount": "0.00"}]}
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        (standing(JANUARY, FEBRUARY), "USAGE"),
+        (standing(JANUARY, FEBRUARY, **BEFORE), "TRUE_UP"),
+        (standing("2025-12-01T00:00:00Z", JANUARY), "TRUE_UP"),
+        (standing(JANUARY, "2026-01-31T00:00:00Z"), "TRUE_UP"),
+        (fee(JANUARY, FEBRUARY), "BASE_FEE"),
+        (fee("2025-12-01T00:00:00Z", JANUARY), "BASE_FEE"),
+        (fee(JANUARY, FEBRUARY, **BEFORE), "TRUE_UP"),
+    ],
+)
+def test_a_kind_is_what_the_rest_of_the_line_makes_it(line: dict[str, Any], kind: str) -> None:
+    for said in ("USAGE", "TRUE_UP", "BASE_FEE", "NONSENSE"):
+        found = findings({**line, "kind": said})
+        assert [each.partition(": ")[2] for each in found] == (
+            [] if said == kind else [f'is of the kind "{said}", and what else it says makes it {kind}']
+        )
 
 
 def test_a_currency_is_a_code() -> None:
