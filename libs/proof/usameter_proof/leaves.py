@@ -22,8 +22,8 @@ from usameter_proof.merkle import MerkleRoot
 
 # Hashed together: climbing the tree with each leaf takes twice as long.
 _LEAVES_AT_ONCE = 256
-_VOID = "VOID"
-_KINDS = frozenset((_VOID, "AMEND"))
+VOID = "VOID"
+_KINDS = frozenset((VOID, "AMEND"))
 
 
 def leaf_of(org_id: UUID, entry: Entry) -> bytes:
@@ -74,7 +74,7 @@ class EntryCheck:
 
     def add(self, entry: Entry) -> Iterator[Finding]:
         """What is wrong with the next entry, and with the snapshots that it shows to be at their end."""
-        where = _name(entry)
+        where = name_of_entry(entry)
         place = self._places.get(entry.snapshot_id)
         if place is None:
             yield Finding(where, f"is of snapshot {entry.snapshot_id}, which is not in the proof")
@@ -86,12 +86,12 @@ class EntryCheck:
             yield from self._end_snapshot()
             self._next += 1
         leaf = leaf_of(self._org_id, entry)
-        yield from (Finding(where, what) for what in _faults_of(self._org_id, entry, leaf, self._snapshots[place]))
+        yield from (Finding(where, what) for what in faults_of_entry(self._org_id, entry, leaf, self._snapshots[place]))
         if not self._sum.add(entry, leaf):
             yield Finding(where, "does not come after the entry before it, by event id")
         each, quantity = bytes.fromhex(entry.event_id[4:]), _quantity(entry)
         self._distinct[entry.correction is not None].add(each, quantity)
-        if entry.correction is not None and entry.correction.kind == _VOID:
+        if entry.correction is not None and entry.correction.kind == VOID:
             self._voids.add(each, quantity)
 
     def finish(self) -> Iterator[Finding]:
@@ -105,14 +105,12 @@ class EntryCheck:
         events, corrections = self._distinct
         for each in events.lacking(corrections):
             yield Finding(f"correction of evt_{each.hex()}", "corrects an event that is not here")
-        for each, quantity, delta in events.matched(corrections):
-            if CONTEXT.add(quantity, delta) < 0:
-                what = f"takes {canonical(delta.copy_negate())} away from its event, which has {canonical(quantity)}"
-                yield Finding(f"correction of evt_{each.hex()}", what)
-        for each, quantity, delta in events.matched(self._voids):
-            if CONTEXT.add(quantity, delta) > 0:
-                what = f"voids its event of {canonical(quantity)}, and adds {canonical(delta)} to it"
-                yield Finding(f"correction of evt_{each.hex()}", what)
+        for ids, is_void in ((corrections, False), (self._voids, True)):
+            for each, quantity, delta in events.matched(ids):
+                # One that takes too much away is among the corrections, and named there.
+                if not is_void or CONTEXT.add(quantity, delta) > 0:
+                    where = f"correction of evt_{each.hex()}"
+                    yield from (Finding(where, what) for what in faults_of_delta(quantity, delta, is_void=is_void))
 
     def _end_snapshot(self) -> Iterator[Finding]:
         if self._next:
@@ -158,7 +156,8 @@ class _Sum:
         self._leaves = []
 
 
-def _faults_of(org_id: UUID, entry: Entry, leaf: bytes, snapshot: Snapshot) -> Iterator[str]:
+def faults_of_entry(org_id: UUID, entry: Entry, leaf: bytes, snapshot: Snapshot) -> Iterator[str]:
+    """What is wrong with an entry, whose fields make this leaf, by itself and in the snapshot that it names."""
     content = entry.content
     subject = (content.tenant_id, content.event_type, day_number(content.timestamp), entry.epoch)
     if subject != (snapshot.tenant_id, snapshot.event_type, snapshot.day_number, snapshot.epoch):
@@ -180,5 +179,15 @@ def _quantity(entry: Entry) -> Decimal:
     return Decimal(content.quantity_decimal if isinstance(content, EventEntry) else content.quantity_delta)
 
 
-def _name(entry: Entry) -> str:
+def faults_of_delta(quantity: Decimal, delta: Decimal, *, is_void: bool) -> Iterator[str]:
+    """What is wrong with what a correction does to its event's quantity."""
+    left = CONTEXT.add(quantity, delta)
+    if left < 0:
+        yield f"takes {canonical(delta.copy_negate())} away from its event, which has {canonical(quantity)}"
+    elif is_void and left:
+        yield f"voids its event of {canonical(quantity)}, and adds {canonical(delta)} to it"
+
+
+def name_of_entry(entry: Entry) -> str:
+    """Where a finding is that concerns it."""
     return f"correction of {entry.event_id}" if entry.correction is not None else f"event {entry.event_id}"
