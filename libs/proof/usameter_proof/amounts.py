@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from heapq import heappop, heappush
 from itertools import pairwise
 
 from usameter_core.decimals import CONTEXT
@@ -33,6 +34,7 @@ def check_amounts(proof: InvoiceProof) -> Iterator[Finding]:
     uses = [_Use(line, day_number(line.period_start), day_number(line.period_end), []) for line in proof.invoice.lines]
     with decimal.localcontext(CONTEXT):
         yield from _check_subjects(proof.invoice)
+        yield from _check_fees(proof.invoice)
         yield from _share_out(proof, uses)
         yield from _check_covers(uses)
         for use in uses:
@@ -62,20 +64,55 @@ def _check_subjects(invoice: Invoice) -> Iterator[Finding]:
         for before, line in pairwise(sorted(of_subject, key=lambda line: line.period_start)):
             if line.period_start < before.period_end:
                 yield Finding(f"line {line.id}", f"bills the same as line {before.id}")
-    # The plans of a subscription share its intervals.
-    shares: dict[tuple[object, ...], int] = defaultdict(int)
-    for line in invoice.lines:
-        if line.base_fee is not None:
-            interval = line.base_fee.subscription_id, line.period_start, line.period_end
-            shares[interval] += line.base_fee.seconds
-            if shares[interval] > line.base_fee.interval_seconds:
-                yield Finding(f"line {line.id}", "charges more of its interval than other plans leave")
     billed: set[str] = set()
     for line in invoice.lines:
         for earlier in line.previously_billed:
             if earlier.line_id in billed or earlier.invoice_id == invoice.id:
                 yield Finding(f"line {line.id}", f"line {earlier.line_id} cannot be billed before, or is named twice")
             billed.add(earlier.line_id)
+
+
+def _check_fees(invoice: Invoice) -> Iterator[Finding]:
+    """No second of a subscription is charged by two lines.
+
+    A line says how many seconds of its interval it charges, not which. A tenant is on one plan of a subscription at a
+    time, so there must be a way to give each line its seconds, none of them to two: where there is one, giving each
+    second to the line whose interval ends first finds it.
+    """
+    fees: dict[str, list[tuple[Line, int]]] = defaultdict(list)
+    for line in invoice.lines:
+        # One that charges more than there is of its own interval is named for that.
+        if line.base_fee is not None and line.base_fee.seconds:
+            seconds = min(line.base_fee.seconds, line.base_fee.interval_seconds)
+            fees[line.base_fee.subscription_id].append((line, seconds * 1_000_000))
+    for of_subscription in fees.values():
+        for line in _lines_without_time(sorted(of_subscription, key=lambda fee: fee[0].period_start)):
+            yield Finding(f"line {line.id}", "charges more of its interval than other lines of its subscription leave")
+
+
+def _lines_without_time(fees: Sequence[tuple[Line, int]]) -> Iterator[Line]:
+    """Those that are not done by the end of their interval; `fees` are lines and microseconds, ascending by start."""
+    waiting: list[tuple[int, int, int]] = []
+    now = begun = 0
+    while waiting or begun < len(fees):
+        if not waiting:
+            now = max(now, microseconds(fees[begun][0].period_start))
+        while begun < len(fees) and microseconds(fees[begun][0].period_start) <= now:
+            heappush(waiting, (microseconds(fees[begun][0].period_end), begun, fees[begun][1]))
+            begun += 1
+        end, number, left = heappop(waiting)
+        line = fees[number][0]
+        until = now + left
+        if begun < len(fees):
+            until = min(until, microseconds(fees[begun][0].period_start))
+        if until > end:
+            # Its time goes to the others, so that these are not named because of it.
+            yield line
+            now = max(now, end)
+        else:
+            if left > until - now:
+                heappush(waiting, (end, number, left - (until - now)))
+            now = until
 
 
 def _share_out(proof: InvoiceProof, uses: Sequence[_Use]) -> Iterator[Finding]:
@@ -124,12 +161,23 @@ def _faults_of_line(line: Line, invoice: Invoice, snapshots: Sequence[Snapshot])
         yield from _faults_of_fee(line, line.base_fee, invoice.currency)
     else:
         yield "is neither of use, with a price and a quantity, nor of a base fee"
+    kind = _kind_of(line, invoice)
+    if line.kind != kind:
+        yield f'is of the kind "{line.kind}", and what else it says makes it {kind}'
     if not _is_of_days(line):
         yield "its period is not one of whole UTC days"
     billed = sum((Decimal(each.amount) for each in line.previously_billed), Decimal(0))
     due = Decimal(line.rated_amount) - billed
     if due != Decimal(line.amount):
         yield f"rated {line.rated_amount} less previously billed {billed} is {due}, not {line.amount}"
+
+
+def _kind_of(line: Line, invoice: Invoice) -> str:
+    """The first line of a base fee's interval, or of use in the invoice's own period, is told from any other."""
+    if line.base_fee is not None:
+        return "TRUE_UP" if line.previously_billed else "BASE_FEE"
+    is_of_period = (line.period_start, line.period_end) == (invoice.period_start, invoice.period_end)
+    return "USAGE" if is_of_period and not line.previously_billed else "TRUE_UP"
 
 
 def _is_of_days(line: Line) -> bool:

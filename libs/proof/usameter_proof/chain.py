@@ -37,6 +37,26 @@ def check_ledger(proof: InvoiceProof, *, noted: NotedHead | None) -> Iterator[Fi
         yield from _compare(proof.epochs, noted)
 
 
+def faults_of_epoch(org_id: UUID, link: Epoch) -> Iterator[Finding]:
+    """What is wrong with a link by itself."""
+    root = epoch_root(
+        org_id=org_id,
+        epoch=link.epoch,
+        previous_root=bytes.fromhex(link.previous_root),
+        snapshots_root=bytes.fromhex(link.snapshots_root),
+    )
+    if root.hex() != link.root:
+        what = f"its snapshots_root and previous_root make the root {root.hex()}, not {link.root}"
+        yield Finding(f"epoch {link.epoch}", what)
+
+
+def faults_of_snapshot(org_id: UUID, snapshot: Snapshot, link: Epoch | None) -> Iterator[Finding]:
+    """What is wrong with a snapshot and its way to the tree of its epoch; None where that is not in the chain."""
+    what = _fault_of(org_id, snapshot, link)
+    if what:
+        yield Finding(f"snapshot {snapshot.id}", what)
+
+
 def _check_chain(org_id: UUID, epochs: Sequence[Epoch], head: Head) -> Iterator[Finding]:
     previous: Epoch | None = None
     for link in epochs:
@@ -48,14 +68,7 @@ def _check_chain(org_id: UUID, epochs: Sequence[Epoch], head: Head) -> Iterator[
             yield Finding(f"epoch {previous.epoch + 1}", f"is missing: epoch {link.epoch} comes after {previous.epoch}")
         elif link.previous_root != previous.root:
             yield Finding(where, f"its previous_root is not the root of epoch {previous.epoch}")
-        root = epoch_root(
-            org_id=org_id,
-            epoch=link.epoch,
-            previous_root=bytes.fromhex(link.previous_root),
-            snapshots_root=bytes.fromhex(link.snapshots_root),
-        )
-        if root.hex() != link.root:
-            yield Finding(where, f"its snapshots_root and previous_root make the root {root.hex()}, not {link.root}")
+        yield from faults_of_epoch(org_id, link)
         previous = link
     if previous is None or previous.epoch != head.epoch:
         yield Finding(f"epoch {head.epoch}", "is the head, and the chain does not end with it")
@@ -74,9 +87,7 @@ def _check_snapshots(org_id: UUID, proof: InvoiceProof) -> Iterator[Finding]:
                 f"snapshot {snapshot.id}", f"does not come after snapshot {previous.id} in the ledger's order"
             )
         previous = snapshot
-        what = _fault_of(org_id, snapshot, links.get(snapshot.epoch))
-        if what:
-            yield Finding(f"snapshot {snapshot.id}", what)
+        yield from faults_of_snapshot(org_id, snapshot, links.get(snapshot.epoch))
 
 
 def _fault_of(org_id: UUID, snapshot: Snapshot, link: Epoch | None) -> str | None:

@@ -120,6 +120,8 @@ class Invoice(Struct, frozen=True):
     id: str
     tenant_id: str
     currency: CurrencyCode
+    period_start: Moment
+    period_end: Moment
     through_epoch: Natural
     subtotal: DecimalText
     tax: DecimalText
@@ -230,8 +232,30 @@ class Entry(Struct, frozen=True):
         return self.content.id if isinstance(self.content, EventEntry) else self.content.event_id
 
 
+class EntryProof(Struct, frozen=True):
+    """An entry, and its place and audit path in its snapshot's tree."""
+
+    entry: Entry
+    index: Natural
+    path: tuple[Hash, ...]
+    snapshot: Snapshot
+    epoch: Epoch
+
+
+class EventProof(Struct, frozen=True):
+    """The way of an event, and of its correction where one is sealed, to the chain."""
+
+    event: EntryProof
+    correction: EntryProof | None = None
+
+    def __post_init__(self) -> None:
+        if self.event.entry.event is None or (self.correction and self.correction.entry.correction is None):
+            raise ValueError("an event is proven, and its correction")
+
+
 _decode_proof = msgspec.json.Decoder(InvoiceProof).decode
 _decode_entry = msgspec.json.Decoder(Entry).decode
+_decode_event_proof = msgspec.json.Decoder(EventProof).decode
 
 
 def proof_from_json(text: bytes) -> InvoiceProof:
@@ -255,6 +279,15 @@ def entry_from_json(text: bytes) -> Entry:
         UnusableDocument: It is none.
     """
     return _decoded(_decode_entry, text)
+
+
+def event_proof_from_json(text: bytes) -> EventProof:
+    """The proof of an event that a document is.
+
+    Raises:
+        UnusableDocument: It is none.
+    """
+    return _decoded(_decode_event_proof, text)
 
 
 def _decoded(decode: Callable[[bytes], Document], text: bytes) -> Document:

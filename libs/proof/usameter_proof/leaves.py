@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from uuid import UUID
 
-from usameter_core.decimals import CONTEXT
+from usameter_core.decimals import CONTEXT, canonical
 from usameter_core.ids import uuid_of
 from usameter_proof.distinct import DistinctIds
 from usameter_proof.documents import CorrectionEntry, Entry, EventEntry, InvoiceProof, Snapshot, day_number
@@ -22,6 +22,8 @@ from usameter_proof.merkle import MerkleRoot
 
 # Hashed together: climbing the tree with each leaf takes twice as long.
 _LEAVES_AT_ONCE = 256
+VOID = "VOID"
+_KINDS = frozenset((VOID, "AMEND"))
 
 
 def leaf_of(org_id: UUID, entry: Entry) -> bytes:
@@ -53,7 +55,8 @@ def leaf_of(org_id: UUID, entry: Entry) -> bytes:
 class EntryCheck:
     """The entries of a proof's snapshots, one after the other in the proof's order.
 
-    Holds one snapshot's tree at a time, which grows with the logarithm of its entries, and 16 bytes of each entry.
+    Holds one snapshot's tree at a time, which grows with the logarithm of its entries, and 29 bytes of each entry; of
+    one that voids its event twice as many.
     """
 
     def __init__(self, proof: InvoiceProof) -> None:
@@ -66,10 +69,12 @@ class EntryCheck:
         self._sum = _Sum()
         # Events and corrections apart: both carry the event's id.
         self._distinct = DistinctIds(), DistinctIds()
+        # Those of the corrections that are to leave nothing of their events.
+        self._voids = DistinctIds()
 
     def add(self, entry: Entry) -> Iterator[Finding]:
         """What is wrong with the next entry, and with the snapshots that it shows to be at their end."""
-        where = _name(entry)
+        where = name_of_entry(entry)
         place = self._places.get(entry.snapshot_id)
         if place is None:
             yield Finding(where, f"is of snapshot {entry.snapshot_id}, which is not in the proof")
@@ -81,10 +86,13 @@ class EntryCheck:
             yield from self._end_snapshot()
             self._next += 1
         leaf = leaf_of(self._org_id, entry)
-        yield from (Finding(where, what) for what in _faults_of(self._org_id, entry, leaf, self._snapshots[place]))
+        yield from (Finding(where, what) for what in faults_of_entry(self._org_id, entry, leaf, self._snapshots[place]))
         if not self._sum.add(entry, leaf):
             yield Finding(where, "does not come after the entry before it, by event id")
-        self._distinct[entry.correction is not None].add(bytes.fromhex(entry.event_id[4:]))
+        each, quantity = bytes.fromhex(entry.event_id[4:]), _quantity(entry)
+        self._distinct[entry.correction is not None].add(each, quantity)
+        if entry.correction is not None and entry.correction.kind == VOID:
+            self._voids.add(each, quantity)
 
     def finish(self) -> Iterator[Finding]:
         """What shows when there are no more entries: what is lacking, and what came more than once."""
@@ -97,6 +105,12 @@ class EntryCheck:
         events, corrections = self._distinct
         for each in events.lacking(corrections):
             yield Finding(f"correction of evt_{each.hex()}", "corrects an event that is not here")
+        for ids, is_void in ((corrections, False), (self._voids, True)):
+            for each, quantity, delta in events.matched(ids):
+                # One that takes too much away is among the corrections, and named there.
+                if not is_void or CONTEXT.add(quantity, delta) > 0:
+                    where = f"correction of evt_{each.hex()}"
+                    yield from (Finding(where, what) for what in faults_of_delta(quantity, delta, is_void=is_void))
 
     def _end_snapshot(self) -> Iterator[Finding]:
         if self._next:
@@ -142,7 +156,8 @@ class _Sum:
         self._leaves = []
 
 
-def _faults_of(org_id: UUID, entry: Entry, leaf: bytes, snapshot: Snapshot) -> Iterator[str]:
+def faults_of_entry(org_id: UUID, entry: Entry, leaf: bytes, snapshot: Snapshot) -> Iterator[str]:
+    """What is wrong with an entry, whose fields make this leaf, by itself and in the snapshot that it names."""
     content = entry.content
     subject = (content.tenant_id, content.event_type, day_number(content.timestamp), entry.epoch)
     if subject != (snapshot.tenant_id, snapshot.event_type, snapshot.day_number, snapshot.epoch):
@@ -151,8 +166,10 @@ def _faults_of(org_id: UUID, entry: Entry, leaf: bytes, snapshot: Snapshot) -> I
         event_id = event_id_of_key(org_id, content.idempotency_key)
         if content.id != f"evt_{event_id.hex}":
             yield f"its idempotency key is that of evt_{event_id.hex}"
-    if isinstance(content, CorrectionEntry) and content.kind == "VOID" and _quantity(entry) >= 0:
-        yield f"voids its event, and adds {content.quantity_delta}"
+    if isinstance(content, EventEntry) and _quantity(entry) <= 0:
+        yield f"its quantity is {content.quantity_decimal}, not above 0"
+    if isinstance(content, CorrectionEntry) and content.kind not in _KINDS:
+        yield f'is of the kind "{content.kind}", which there is not'
     if leaf.hex() != entry.leaf:
         yield f"its fields make the leaf {leaf.hex()}, not {entry.leaf}"
 
@@ -162,5 +179,15 @@ def _quantity(entry: Entry) -> Decimal:
     return Decimal(content.quantity_decimal if isinstance(content, EventEntry) else content.quantity_delta)
 
 
-def _name(entry: Entry) -> str:
+def faults_of_delta(quantity: Decimal, delta: Decimal, *, is_void: bool) -> Iterator[str]:
+    """What is wrong with what a correction does to its event's quantity."""
+    left = CONTEXT.add(quantity, delta)
+    if left < 0:
+        yield f"takes {canonical(delta.copy_negate())} away from its event, which has {canonical(quantity)}"
+    elif is_void and left:
+        yield f"voids its event of {canonical(quantity)}, and adds {canonical(delta)} to it"
+
+
+def name_of_entry(entry: Entry) -> str:
+    """Where a finding is that concerns it."""
     return f"correction of {entry.event_id}" if entry.correction is not None else f"event {entry.event_id}"

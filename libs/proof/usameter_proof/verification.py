@@ -1,6 +1,7 @@
 """Whether an invoice is what the entries behind it make it: every check there is, without any I/O.
 
-`documents` are what is checked, `chain` the ledger, `amounts` the arithmetic, `leaves` the entries.
+`documents` are what is checked, `chain` the ledger, `amounts` the arithmetic, `leaves` the entries. A single
+event's own proof is checked by `event_proofs`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `usameter verify` prints is its own word, whatever the document says."""
+"""What `usameter verify` prints is its own word, whatever the document says, and what it takes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ INVOICE = {
     "id": "inv_1\x1b[2J\x1b[Htrue\n",
     "tenant_id": "acme",
     "currency": "USD",
+    "period_start": "2026-01-01T00:00:00Z",
+    "period_end": "2026-02-01T00:00:00Z",
     "through_epoch": 0,
     "subtotal": "0.00",
     "tax": "0.00",
@@ -34,3 +36,24 @@ def test_a_document_cannot_write_true_over_the_verdict(
     output, errors = capsys.readouterr()
     assert "\x1b" not in output + errors
     assert not any(line.startswith("true") for line in output.splitlines())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"invoice": "INVOICE.json"},
+        {"event": "PROOF.json"},
+        {"org": "00000000-0000-0000-0000-000000000007"},
+        {"event": "PROOF.json", "org": "00000000-0000-0000-0000-000000000007", "invoice": "INVOICE.json"},
+        {"event": "PROOF.json", "org": "acme"},
+    ],
+)
+def test_an_invoice_or_an_event_is_checked_and_not_both(
+    arguments: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as stopped:
+        verify(**arguments)  # type: ignore[arg-type]
+    assert stopped.value.exit_code == 2
+    output, errors = capsys.readouterr()
+    assert not output and ("verify takes" in errors or "--org must be" in errors)

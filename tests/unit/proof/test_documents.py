@@ -33,6 +33,8 @@ INVOICE = {
     "id": "inv_1",
     "tenant_id": "acme",
     "currency": "USD",
+    "period_start": "2026-01-01T00:00:00Z",
+    "period_end": "2026-02-01T00:00:00Z",
     "through_epoch": 1,
     "subtotal": "0.00",
     "tax": "0.00",

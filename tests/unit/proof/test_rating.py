@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from decimal import ROUND_HALF_UP, Context, Decimal, localcontext
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,19 @@ def test_the_largest_preview_keeps_every_digit() -> None:
 def test_graduated_never_costs_less_for_more(tiers: tuple[Tier, ...], quantity: Decimal, more: Decimal) -> None:
     price = Price("USD", Graduated(tiers), None, None)
     assert rate(price, quantity).exact_amount <= rate(price, quantity + more).exact_amount
+
+
+@given(tiers=tier_lists())
+def test_graduated_without_flat_amounts_does_not_jump_at_the_end_of_a_tier(tiers: tuple[Tier, ...]) -> None:
+    plain = tuple(Tier(tier.up_to, tier.unit_amount, Decimal(0)) for tier in tiers)
+    price, step = Price("USD", Graduated(plain), None, None), Decimal("0.000001")
+    for tier, next_tier in pairwise(plain):
+        end = tier.up_to
+        assert end is not None
+        below, at_end, above = (rate(price, quantity).exact_amount for quantity in (end - step, end, end + step))
+        with localcontext(CONTEXT):
+            assert at_end - below == step * tier.unit_amount
+            assert above - at_end == step * next_tier.unit_amount
 
 
 @given(tiers=tier_lists(), quantity=quantities)

@@ -18,7 +18,8 @@ class TrailService:
     """Answers which entries are behind snapshots.
 
     A page costs as much as reading the tenant's events on the days of its snapshots, where these are small. Those of a
-    large snapshot cost what they hold, but for one in some hundred, which sorts all its entries.
+    large snapshot cost what they hold, but for one in some hundred, which sorts all its entries; `LeafOrder` says when
+    more of them do.
     """
 
     def __init__(self, *, ledger: LedgerStore, order: LeafOrder) -> None:
