@@ -23,7 +23,7 @@ from usameter.common.v1 import error_pb2  # noqa: F401
 from usameter.ingest.v1 import event_pb2
 from usameter_client.errors import ClientError, EventRefused, InvalidEvent, Unavailable
 from usameter_client.events import UsageEvent
-from usameter_client.transport import call_error, checked_body, event_error
+from usameter_client.transport import authorization, call_error, checked_body, event_error
 from usameter_core.decimals import canonical
 from usameter_core.grpc.channels import CHANNEL_OPTIONS
 from usameter_core.grpc.status import DETAILS_KEY, DOMAIN
@@ -43,6 +43,9 @@ class GrpcTransport:
         api_key: With the scope events:write.
         credentials: Of a TLS channel; None: plain text, for networks that are one's own.
         timeout_seconds: For one attempt; a slower answer counts as none, and the batch is sent again.
+
+    Raises:
+        ValueError: The key has characters that no key has.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class GrpcTransport:
         timeout_seconds: float = 30.0,
     ) -> None:
         self._target = target
-        self._metadata = (("authorization", f"Bearer {api_key}"),)
+        self._metadata = (("authorization", authorization(api_key)),)
         self._credentials = credentials
         self._timeout_seconds = timeout_seconds
         self._channel: grpc.Channel | None = None

@@ -10,7 +10,7 @@ import msgspec
 
 from usameter_client.errors import ClientError, EventRefused, InvalidEvent, Unavailable
 from usameter_client.events import UsageEvent
-from usameter_client.transport import call_error, checked_body, event_error
+from usameter_client.transport import authorization, call_error, checked_body, event_error
 from usameter_core.decimals import canonical
 from usameter_core.period import format_timestamp
 
@@ -54,6 +54,9 @@ class RestTransport:
         url: Of the server, e.g. "https://usage.example.com"; without /api/v1.
         api_key: With the scope events:write.
         timeout_seconds: For one attempt; a slower answer counts as none, and the batch is sent again.
+
+    Raises:
+        ValueError: The URL is none of HTTP, or the key has characters that no key has.
     """
 
     def __init__(self, url: str, *, api_key: str, timeout_seconds: float = 30.0) -> None:
@@ -61,7 +64,7 @@ class RestTransport:
             raise ValueError(f"{url!r} is not an http:// or https:// URL")
         self._http = httpx.AsyncClient(
             base_url=url,
-            headers={"authorization": f"Bearer {api_key}", "content-type": "application/json"},
+            headers={"authorization": authorization(api_key), "content-type": "application/json"},
             timeout=httpx.Timeout(timeout_seconds, connect=min(timeout_seconds, _CONNECT_SECONDS_MAX)),
             # The key goes to the server that was named and to nobody it, or the environment, points to.
             follow_redirects=False,

@@ -73,6 +73,18 @@ def checked_body(body: bytes) -> bytes:
     return body
 
 
+def authorization(api_key: str) -> str:
+    """The value of the header, or the metadata, `authorization`.
+
+    Raises:
+        ValueError: No key has such characters. They would be refused below us, by an error that repeats
+            the key into logs; this one does not.
+    """
+    if not api_key or not all("!" <= character <= "~" for character in api_key):
+        raise ValueError("api_key must be printable ASCII without spaces; is there a line end at its end?")
+    return f"Bearer {api_key}"
+
+
 def event_error(*, code: str, sentence: str, details: Mapping[str, Any]) -> EventRefused | Unavailable:
     """What the error of one event of a batch means."""
     if code in _PASSING_CODES:

@@ -143,3 +143,14 @@ def test_serialized_events_one_after_the_other_are_one_request() -> None:
 def test_a_url_of_another_scheme_is_refused() -> None:
     with pytest.raises(ValueError, match="http"):
         RestTransport("127.0.0.1:8080", api_key="k")
+
+
+@pytest.mark.parametrize("key", ["usa_secret\n", "usa_secret ", "usa_\x00secret", "usa_secret\x7f", "usa_sécret", ""])
+@pytest.mark.parametrize("make_transport", [RestTransport, GrpcTransport])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(
+    make_transport: Callable[..., Transport], key: str
+) -> None:
+    with pytest.raises(ValueError, match="api_key") as raised:
+        make_transport("http://127.0.0.1:1", api_key=key)
+    assert "cret" not in str(raised.value)
+    assert make_transport("http://127.0.0.1:1", api_key="!~usa_secret")
