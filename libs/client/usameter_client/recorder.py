@@ -79,8 +79,9 @@ class AsyncRecorder:
 
     async def record_event(self, event: UsageEvent) -> None:
         """Buffer an event that was made before, such as one of `Undelivered`; raises as `record` does."""
-        if not self._engine.offer(event):
-            await self._engine.put(event)
+        body = self._engine.encode(event)
+        if not self._engine.offer(body):
+            await self._engine.put(body)
 
     async def flush(self, *, timeout_seconds: float | None = None) -> None:
         """Return once everything recorded before is committed by the server, or reported to `on_rejected`.
@@ -88,6 +89,7 @@ class AsyncRecorder:
         Raises:
             TimeoutError: It took longer; the events are still buffered and tried on.
             Undelivered: A failure has stopped the recorder.
+            RecorderClosed: It is closed, or not open yet.
         """
         await self._engine.flush(timeout_seconds)
 
@@ -162,8 +164,9 @@ class Recorder:
     def record_event(self, event: UsageEvent) -> None:
         """As `AsyncRecorder.record_event`."""
         self._refuse_forked()
-        if not self._engine.offer(event):
-            self._wait(self._engine.put(event))
+        body = self._engine.encode(event)
+        if not self._engine.offer(body):
+            self._wait(self._engine.put(body))
 
     def flush(self, *, timeout_seconds: float | None = None) -> None:
         """As `AsyncRecorder.flush`."""

@@ -26,7 +26,7 @@ _PASSING_CODES = frozenset({"UNAVAILABLE", "INTERNAL", "RATE_LIMIT_EXCEEDED"})
 class Transport(Protocol):
     """Carries encoded events to a server, once a call. Belongs to one recorder, which opens and closes it.
 
-    Everything but `encode` is called in the recorder's event loop.
+    Everything but `encode` and `decode` is called in the recorder's event loop.
     """
 
     def encode(self, event: UsageEvent) -> bytes:
@@ -35,6 +35,10 @@ class Transport(Protocol):
         Raises:
             InvalidEvent: It cannot be encoded, or is larger than any event may be.
         """
+        ...
+
+    def decode(self, body: bytes) -> UsageEvent:
+        """The event that `encode` was given: equal to it, and encoded the same again; called in any thread."""
         ...
 
     async def open(self) -> None:
