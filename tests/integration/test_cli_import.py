@@ -179,6 +179,38 @@ def test_the_last_row_of_a_csv_waits_for_its_line_end(ledger: Ledger, run: Run, 
     assert ledger.stored["usage.csv:3:image"]["quantity"] == 1234
 
 
+@pytest.mark.parametrize(
+    ("head", "line", "counts_from"),
+    [
+        ("", '{"event_type":"image","tenant_id":"a"}\n', -1),
+        ("", LOG_LINE.format(n=1), -3),
+        ("event_type,tenant_id\n", "image,acme\n", 0),
+    ],
+    ids=["jsonl", "access log", "csv"],
+)
+@pytest.mark.parametrize("mode", [(), ("--skip-invalid",)])
+def test_a_file_may_be_read_while_its_last_line_is_written(
+    ledger: Ledger, run: Run, tmp_path: Path, head: str, line: str, counts_from: int, mode: tuple[str, ...]
+) -> None:
+    """What is whole is recorded at once and what was not when it is, each once, under its own line's key."""
+    path = tmp_path / "usage"
+    path.write_text(f"{head}{line * 2}")
+    assert run(*mode, str(path))[0] == 0
+    keys_of_two = list(ledger.stored)
+    per_line = len(keys_of_two) // 2
+    whole_at = len(line) + counts_from
+    for length in (1, whole_at - 1, whole_at, len(line)):
+        path.write_text(f"{head}{line * 3}{line[:length]}")
+        code, summary, errors = run(*mode, str(path))
+        left_out = int(length < whole_at)
+        assert (code, counts(summary)[0], summary["invalid"], summary["left_out"]) == (0, 4, 0, left_out), errors
+        assert ("was left out" in errors) == bool(left_out)
+        assert len(ledger.stored) == (4 - left_out) * per_line
+    assert list(ledger.stored)[: 2 * per_line] == keys_of_two
+    first = 2 if head else 1
+    assert {key.split(":")[1] for key in ledger.stored} == {str(first + n) for n in range(4)}
+
+
 def test_what_only_the_server_finds_invalid_is_named_by_line_and_can_be_skipped(
     ledger: Ledger, run: Run, tmp_path: Path
 ) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -27,6 +29,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from tests.support.wait import until
+from usameter.common.v1 import error_pb2
 from usameter.ingest.v1 import event_pb2, event_pb2_grpc
 from usameter_client import (
     AsyncRecorder,
@@ -158,6 +161,8 @@ class GrpcServer(event_pb2_grpc.EventServiceServicer):
             status = Status()
             if fault.code:
                 status.details.add().Pack(ErrorInfo(reason=fault.code, domain="usameter"))
+            if fault.retry_after:
+                status.details.add().Pack(error_pb2.RateLimitDetails(retryAfter=int(fault.retry_after)))
             context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
             await context.abort(CODES[fault.code][1], "refused")
         return event_pb2.RecordEventsResponse(success=True, results=[self._result(code) for code in codes])
@@ -270,8 +275,6 @@ async def test_a_passing_failure_is_tried_again_on_the_same_keys(world: World, c
     assert not world.rejected
 
 
-# Over gRPC the time would be in details that the contract does not have yet; there the backoff applies.
-@pytest.mark.parametrize("world", ["rest"], indirect=True)
 async def test_a_server_that_says_when_is_not_asked_before(world: World) -> None:
     world.ledger.faults.append(Fault("RATE_LIMIT_EXCEEDED", retry_after="1"))
     began = time.monotonic()
@@ -279,6 +282,32 @@ async def test_a_server_that_says_when_is_not_asked_before(world: World) -> None
         await record_all(recorder, 1)
         await recorder.flush()
     assert time.monotonic() - began >= 1.0
+
+
+async def test_an_ok_that_is_no_answer_of_ours_is_tried_again() -> None:
+    """A proxy may say such a thing over gRPC as well."""
+    answers = [
+        b"\xff<html>",
+        b"",
+        event_pb2.RecordEventsResponse(results=[event_pb2.EventResult()]).SerializeToString(),
+    ]
+    server = grpc.aio.server()
+
+    async def record_events(request: bytes, context: object) -> bytes:
+        return answers.pop(0)
+
+    handlers: dict[str, Any] = {"RecordEvents": grpc.unary_unary_rpc_method_handler(record_events)}
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("usameter.ingest.v1.EventService", handlers)])
+    port = server.add_insecure_port(f"{LOCAL}:0")
+    await server.start()
+    try:
+        transport = GrpcTransport(f"{LOCAL}:{port}", api_key=API_KEY)
+        async with AsyncRecorder(transport, on_rejected=lambda *_: None, options=QUICK) as recorder:
+            await record_all(recorder, 1)
+            await recorder.flush(timeout_seconds=10)
+        assert not answers
+    finally:
+        await server.stop(grace=0)
 
 
 async def test_an_answer_that_is_lost_on_its_way_is_fetched_again(world: World) -> None:
@@ -365,9 +394,21 @@ async def test_at_its_bound_record_waits_for_room_and_raises_when_there_is_none(
 
 
 async def test_a_waiting_record_goes_on_as_soon_as_there_is_room(world: World) -> None:
-    async with world.recorder(Options(linger_seconds=0.01, batch_events_max=10, events_max=10)) as recorder:
-        keys = await record_all(recorder, 100)
-    assert sorted(world.ledger.stored) == sorted(keys)
+    """And is encoded once, however often it looks for room."""
+    transport, encoded = world.transport(), 0
+    encode = transport.encode
+
+    def counted(event: UsageEvent) -> bytes:
+        nonlocal encoded
+        encoded += 1
+        return encode(event)
+
+    transport.encode = counted  # type: ignore[method-assign]
+    options = Options(linger_seconds=0.01, batch_events_max=10, events_max=10)
+    async with AsyncRecorder(transport, on_rejected=world.reject, options=options) as recorder:
+        each_ten = await asyncio.gather(*(record_all(recorder, 10) for _ in range(10)))
+    assert sorted(world.ledger.stored) == sorted(key for keys in each_ten for key in keys)
+    assert encoded == 100
 
 
 async def test_what_cannot_be_delivered_at_the_end_is_raised_and_can_be_given_to_another(world: World) -> None:
@@ -414,15 +455,19 @@ async def test_an_on_rejected_that_raises_does_not_lose_its_event(world: World) 
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
 
 
-async def test_a_recorder_takes_events_only_between_open_and_close(world: World) -> None:
+async def test_a_recorder_takes_events_and_flushes_only_between_open_and_close(world: World) -> None:
     recorder = world.recorder()
     with pytest.raises(RecorderClosed, match="not open"):
         await recorder.record("api_request", tenant_id="t")
+    with pytest.raises(RecorderClosed, match="not open"):
+        await recorder.flush()
     async with recorder:
         pass
     await recorder.close()
     with pytest.raises(RecorderClosed):
         await recorder.record("api_request", tenant_id="t")
+    with pytest.raises(RecorderClosed, match="is closed"):
+        await recorder.flush()
 
 
 async def test_threads_record_through_one_recorder(world: World) -> None:
@@ -521,25 +566,60 @@ async def test_on_rejected_may_not_wait_for_its_own_recorder(world: World) -> No
     await asyncio.to_thread(work)
 
 
+async def output_of(program: str) -> str:
+    """What a Python program prints, errors included; it has 60 s."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        async with asyncio.timeout(60):
+            output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            # The children that it forked, too.
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    return output.decode()
+
+
+# A name, too: to look it up needs a thread, and none can be started as the interpreter exits.
+@pytest.mark.parametrize("host", [LOCAL, "localhost"])
+async def test_an_unclosed_recorder_delivers_as_its_program_ends(world: World, host: str) -> None:
+    target, transport = f"{host}:{world.proxy.port}", "GrpcTransport"
+    if world.kind == "rest":
+        target, transport = f"http://{target}", "RestTransport"
+    program = f"""
+from usameter_client import {transport}, Recorder
+recorder = Recorder({transport}({target!r}, api_key={API_KEY!r}), on_rejected=print)
+recorder.record("api_request", tenant_id="t")
+"""
+    assert await output_of(program) == ""
+    assert len(world.ledger.stored) == 1
+
+
 # grpc itself does not support a fork once a channel is open.
 @pytest.mark.parametrize("world", ["rest"], indirect=True)
-async def test_an_unclosed_recorder_delivers_as_its_program_ends_and_refuses_in_a_forked_child(world: World) -> None:
+async def test_a_recorder_refuses_in_a_forked_child_whatever_would_wait(world: World) -> None:
     program = f"""
 import os, sys
-from usameter_client import Recorder, RecorderClosed, RestTransport
-recorder = Recorder(RestTransport({world.url!r}, api_key={API_KEY!r}), on_rejected=print)
-recorder.record("api_request", tenant_id="t")
+from usameter_client import Options, Recorder, RecorderClosed, RestTransport
+options = Options(batch_events_max=1, events_max=1, linger_seconds=600)
+recorder = Recorder(RestTransport({world.url!r}, api_key={API_KEY!r}), on_rejected=print, options=options)
+event = recorder.record("api_request", tenant_id="t")
 if not os.fork():
-    try:
-        recorder.record("api_request", tenant_id="t")
-    except RecorderClosed:
-        print("refused")
+    for call in (
+        lambda: recorder.record("api_request", tenant_id="t"),
+        lambda: recorder.record_event(event),
+        lambda: recorder.flush(),
+        lambda: recorder.flush(timeout_seconds=1),
+    ):
+        try:
+            call()
+        except RecorderClosed:
+            print("refused")
+    recorder.close()
     sys.exit()
 os.wait()
 """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    output, _ = await asyncio.wait_for(process.communicate(), 30)
-    assert output == b"refused\n"
+    assert await output_of(program) == "refused\n" * 4
     assert len(world.ledger.stored) == 1

@@ -4,6 +4,7 @@ recorder                           AsyncRecorder and Recorder, the two to use
 rest_transport, grpc_transport     the ways to the server
 events, errors                     what is recorded, and what can go wrong
 engine, buffer, delivery           what both recorders are made of
+loop                               what the thread of a Recorder runs
 """
 
 from usameter_client.engine import Options

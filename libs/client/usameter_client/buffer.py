@@ -9,21 +9,19 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from usameter_client.errors import RecorderClosed
-from usameter_client.events import UsageEvent
 
 # The API takes 4 MiB a request; a comma, brackets and headers beside the events are in the rest.
 BATCH_BYTES_MAX = 3_500_000
 
 
 class BufferedEvent(NamedTuple):
-    """An event on its way, encoded once for all attempts.
+    """An event on its way, encoded once for all attempts; only so does its size have a bound.
 
     `number` ascends in the order of recording; `at_seconds` is on the monotonic clock.
     """
 
     number: int
     at_seconds: float
-    event: UsageEvent
     body: bytes
 
 
@@ -48,7 +46,7 @@ class Buffer:
         self._last_number = 0
         self._closed: RecorderClosed | None = None
 
-    def put(self, event: UsageEvent, body: bytes) -> bool:
+    def put(self, body: bytes) -> bool:
         """Take the event, or return False where there is no room.
 
         Raises:
@@ -61,7 +59,7 @@ class Buffer:
                 return False
             was_full = self._is_full()
             self._last_number += 1
-            self._waiting.append(BufferedEvent(self._last_number, time.monotonic(), event, body))
+            self._waiting.append(BufferedEvent(self._last_number, time.monotonic(), body))
             self._waiting_bytes += len(body)
             if len(self._waiting) == 1 or self._is_full() != was_full:
                 # Under the lock: whoever is told is then still there, for nobody goes before `close`.
@@ -116,10 +114,10 @@ class Buffer:
         with self._lock:
             return self._waiting[0].at_seconds if self._waiting else None
 
-    def unsettled(self) -> list[UsageEvent]:
-        """Every event whose fate is not known, in the order of recording."""
+    def unsettled(self) -> list[bytes]:
+        """Every event, encoded, whose fate is not known, in the order of recording."""
         with self._lock:
-            return [each.event for each in (*self._under_way.values(), *self._waiting)]
+            return [each.body for each in (*self._under_way.values(), *self._waiting)]
 
     def _is_full(self) -> bool:
         return len(self._waiting) >= self._batch_events_max or self._waiting_bytes >= BATCH_BYTES_MAX

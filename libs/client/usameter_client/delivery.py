@@ -113,7 +113,7 @@ class Delivery:
 
     def _reject(self, rejected: BufferedEvent, error: EventRefused) -> None:
         # Reported before it is settled: an exception of the callback must not lose the event.
-        self._on_rejected(rejected.event, error)
+        self._on_rejected(self._transport.decode(rejected.body), error)
         self._on_settled([rejected])
 
     def _note(self, failure: Unavailable | None) -> None:

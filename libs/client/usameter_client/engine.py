@@ -29,7 +29,7 @@ class Options:
     Args:
         linger_seconds: How long an event may wait for others to share its request.
         batch_events_max: Events of a request, 1 to 1,000; 3.5 MB end one earlier.
-        events_max: Unconfirmed events it holds, and with 32 KiB an event at most, its bound of memory.
+        events_max: Unconfirmed events it holds, encoded: with 32 KiB an event at most, its bound of memory.
         wait_seconds: How long record() waits for room at that bound; 0: not at all.
         close_seconds: How long close() goes on trying.
     """
@@ -51,7 +51,7 @@ DEFAULT_OPTIONS = Options()
 
 
 class Engine:
-    """Runs in one event loop; `new_event` and `offer` may be called in any thread."""
+    """Runs in one event loop; `new_event`, `encode` and `offer` may be called in any thread."""
 
     def __init__(self, transport: Transport, *, on_rejected: OnRejected, options: Options) -> None:
         self._transport = transport
@@ -97,29 +97,36 @@ class Engine:
             now=self._clock.now(),
         )
 
-    def offer(self, event: UsageEvent) -> bool:
-        """Buffer the event, or return False where there is no room.
+    def encode(self, event: UsageEvent) -> bytes:
+        """The event as the buffer takes it.
 
         Raises:
             InvalidEvent: It cannot be encoded.
+        """
+        return self._transport.encode(event)
+
+    def offer(self, body: bytes) -> bool:
+        """Buffer an encoded event, or return False where there is no room.
+
+        Raises:
             RecorderClosed: The recorder was closed, was never opened, or has failed.
         """
         if self._loop is None:
-            raise RecorderClosed("The recorder is not open yet; use it in a `with` statement")
-        return self._buffer.put(event, self._transport.encode(event))
+            raise _not_open()
+        return self._buffer.put(body)
 
-    async def put(self, event: UsageEvent) -> None:
-        """Buffer the event, waiting for room.
+    async def put(self, body: bytes) -> None:
+        """Buffer an encoded event, waiting for room.
 
         Raises:
             BufferFull: There was none for `wait_seconds`.
-            InvalidEvent, RecorderClosed: As `offer`.
+            RecorderClosed: As `offer`.
         """
         try:
             async with asyncio.timeout(self._options.wait_seconds):
                 while True:
                     changed = self._changed
-                    if self.offer(event):
+                    if self.offer(body):
                         return
                     await changed.wait()
         except TimeoutError:
@@ -133,19 +140,13 @@ class Engine:
         Raises:
             TimeoutError: It took longer; the events stay in the buffer and are tried on.
             Undelivered: The recorder has failed.
+            RecorderClosed: It was closed, or never opened.
         """
-        number = self._buffer.last_number
-        self._flush_through = max(self._flush_through, number)
-        self._wake.set()
-        async with asyncio.timeout(timeout_seconds):
-            while True:
-                changed = self._changed
-                oldest = self._buffer.oldest()
-                if oldest is None or oldest.number > number:
-                    return
-                if self._failure is not None:
-                    raise Undelivered(self._buffer.unsettled(), self._failure) from self._failure
-                await changed.wait()
+        if self._loop is None:
+            raise _not_open()
+        if self._dispatcher is None:
+            raise RecorderClosed("The recorder is closed")
+        await self._settle_recorded(timeout_seconds)
 
     async def close(self) -> None:
         """Deliver what is left, within `close_seconds`, and stop. Closing again does nothing.
@@ -158,10 +159,10 @@ class Engine:
             return
         self._buffer.close(RecorderClosed("The recorder is closed"))
         try:
-            await self.flush(self._options.close_seconds)
+            await self._settle_recorded(self._options.close_seconds)
         except TimeoutError:
             failure = self._delivery.last_failure
-            raise Undelivered(self._buffer.unsettled(), failure) from failure
+            raise self._undelivered(failure) from failure
         finally:
             # Whoever still waits for a flush or for room is told that it is over.
             self._failure = self._failure or RecorderClosed("The recorder is closed")
@@ -169,6 +170,23 @@ class Engine:
             dispatcher.cancel()
             await asyncio.gather(dispatcher, return_exceptions=True)
             await self._transport.close()
+
+    async def _settle_recorded(self, timeout_seconds: float | None) -> None:
+        number = self._buffer.last_number
+        self._flush_through = max(self._flush_through, number)
+        self._wake.set()
+        async with asyncio.timeout(timeout_seconds):
+            while True:
+                changed = self._changed
+                oldest = self._buffer.oldest()
+                if oldest is None or oldest.number > number:
+                    return
+                if self._failure is not None:
+                    raise self._undelivered(self._failure) from self._failure
+                await changed.wait()
+
+    def _undelivered(self, failure: BaseException | None) -> Undelivered:
+        return Undelivered([self._transport.decode(body) for body in self._buffer.unsettled()], failure)
 
     async def _run(self) -> None:
         try:
@@ -217,3 +235,7 @@ class Engine:
     def _call_dispatcher(self) -> None:
         assert self._loop is not None, "nothing is buffered before the engine is open"
         self._loop.call_soon_threadsafe(self._wake.set)
+
+
+def _not_open() -> RecorderClosed:
+    return RecorderClosed("The recorder is not open yet; use it in a `with` statement")

@@ -20,11 +20,11 @@ from usameter_core.ids import new_uuid
 Json: TypeAlias = "str | int | float | bool | Mapping[str, Json] | list[Json] | tuple[Json, ...] | None"
 
 METADATA_LEVELS_MAX = 32
-# The server takes 16 KiB of metadata, and 555 characters beside it. With this bound the buffer's
-# is one of memory too.
+# The server takes 16 KiB of metadata, and 555 characters beside it. With this bound the buffer's, which
+# holds events encoded, is one of memory too.
 EVENT_BYTES_MAX = 32 * 1024
 # protobuf's Struct carries numbers as doubles: a larger integer would arrive as another one.
-_EXACT_INTEGER_MAX = 2**53
+EXACT_INTEGER_MAX = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def _copied(value: Json, level: int) -> Json:
         case None | bool() | str():
             return value
         case int():
-            if abs(value) > _EXACT_INTEGER_MAX:
+            if abs(value) > EXACT_INTEGER_MAX:
                 raise InvalidEvent("metadata has an integer beyond 2^53; send it as a string")
             return value
         case float():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from typing import Any
 
 import grpc
@@ -22,12 +23,12 @@ from google.rpc.status_pb2 import Status
 from usameter.common.v1 import error_pb2  # noqa: F401
 from usameter.ingest.v1 import event_pb2
 from usameter_client.errors import ClientError, EventRefused, InvalidEvent, Unavailable
-from usameter_client.events import UsageEvent
-from usameter_client.transport import call_error, checked_body, event_error
+from usameter_client.events import EXACT_INTEGER_MAX, UsageEvent
+from usameter_client.transport import authorization, call_error, checked_body, event_error
 from usameter_core.decimals import canonical
 from usameter_core.grpc.channels import CHANNEL_OPTIONS
 from usameter_core.grpc.status import DETAILS_KEY, DOMAIN
-from usameter_core.grpc.timestamps import timestamp_from_datetime
+from usameter_core.grpc.timestamps import datetime_in, timestamp_from_datetime
 
 _METHOD = "/usameter.ingest.v1.EventService/RecordEvents"
 _PARTIAL = event_pb2.RecordEventsRequest(partial=True).SerializeToString()
@@ -43,6 +44,9 @@ class GrpcTransport:
         api_key: With the scope events:write.
         credentials: Of a TLS channel; None: plain text, for networks that are one's own.
         timeout_seconds: For one attempt; a slower answer counts as none, and the batch is sent again.
+
+    Raises:
+        ValueError: The key has characters that no key has.
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class GrpcTransport:
         timeout_seconds: float = 30.0,
     ) -> None:
         self._target = target
-        self._metadata = (("authorization", f"Bearer {api_key}"),)
+        self._metadata = (("authorization", authorization(api_key)),)
         self._credentials = credentials
         self._timeout_seconds = timeout_seconds
         self._channel: grpc.Channel | None = None
@@ -76,6 +80,19 @@ class GrpcTransport:
             raise InvalidEvent(f"the event cannot be encoded: {error}") from error
         return checked_body(event_pb2.RecordEventsRequest(events=[body]).SerializeToString())
 
+    def decode(self, body: bytes) -> UsageEvent:
+        """See `Transport`."""
+        (event,) = event_pb2.RecordEventsRequest.FromString(body).events
+        return UsageEvent(
+            event_type=event.event_type,
+            tenant_id=event.tenant_id,
+            quantity=Decimal(event.quantity_decimal),
+            idempotency_key=event.idempotency_key,
+            timestamp=datetime_in(event, "timestamp"),
+            metadata=_with_integers(MessageToDict(event.metadata)) if event.HasField("metadata") else None,
+            reservation_id=event.reservation_id if event.HasField("reservation_id") else None,
+        )
+
     async def open(self) -> None:
         """See `Transport`."""
         if self._credentials is None:
@@ -93,7 +110,10 @@ class GrpcTransport:
         call = await self._call(b"".join(bodies) + (_PARTIAL if partial else b""))
         if call.code() is not grpc.StatusCode.OK:
             raise _refusal(call)
-        answer = event_pb2.RecordEventsResponse.FromString(call.result())
+        try:
+            answer = event_pb2.RecordEventsResponse.FromString(call.result())
+        except DecodeError as error:
+            raise Unavailable("the server answered OK, and not as a Usameter server does") from error
         if len(answer.results) != len(bodies):
             raise Unavailable(f"the server answered {len(answer.results)} results for {len(bodies)} events")
         return [_event_error(each.error) if each.HasField("error") else None for each in answer.results]
@@ -118,6 +138,19 @@ class GrpcTransport:
             call.cancel()
             raise
         return call
+
+
+def _with_integers(value: Any) -> Any:
+    """JSON from a Struct, where every number is a double, with whole numbers as integers again."""
+    match value:
+        # An integer has no -0; beyond 2^53 no event has one.
+        case float() if value.is_integer() and abs(value) <= EXACT_INTEGER_MAX and repr(value) != "-0.0":
+            return int(value)
+        case dict():
+            return {name: _with_integers(each) for name, each in value.items()}
+        case list():
+            return [_with_integers(each) for each in value]
+    return value
 
 
 def _event_error(error: event_pb2.EventError) -> EventRefused | Unavailable:

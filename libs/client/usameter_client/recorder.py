@@ -17,6 +17,7 @@ from usameter_client.delivery import OnRejected
 from usameter_client.engine import DEFAULT_OPTIONS, Engine, Options
 from usameter_client.errors import RecorderClosed
 from usameter_client.events import Json, UsageEvent
+from usameter_client.loop import RecorderLoop
 from usameter_client.transport import Transport
 
 Result = TypeVar("Result")
@@ -78,8 +79,9 @@ class AsyncRecorder:
 
     async def record_event(self, event: UsageEvent) -> None:
         """Buffer an event that was made before, such as one of `Undelivered`; raises as `record` does."""
-        if not self._engine.offer(event):
-            await self._engine.put(event)
+        body = self._engine.encode(event)
+        if not self._engine.offer(body):
+            await self._engine.put(body)
 
     async def flush(self, *, timeout_seconds: float | None = None) -> None:
         """Return once everything recorded before is committed by the server, or reported to `on_rejected`.
@@ -87,6 +89,7 @@ class AsyncRecorder:
         Raises:
             TimeoutError: It took longer; the events are still buffered and tried on.
             Undelivered: A failure has stopped the recorder.
+            RecorderClosed: It is closed, or not open yet.
         """
         await self._engine.flush(timeout_seconds)
 
@@ -160,10 +163,10 @@ class Recorder:
 
     def record_event(self, event: UsageEvent) -> None:
         """As `AsyncRecorder.record_event`."""
-        if os.getpid() != self._pid:
-            raise RecorderClosed("This recorder was made before a fork, and its thread is not here; make it after")
-        if not self._engine.offer(event):
-            self._wait(self._engine.put(event))
+        self._refuse_forked()
+        body = self._engine.encode(event)
+        if not self._engine.offer(body):
+            self._wait(self._engine.put(body))
 
     def flush(self, *, timeout_seconds: float | None = None) -> None:
         """As `AsyncRecorder.flush`."""
@@ -189,6 +192,7 @@ class Recorder:
 
     def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
         try:
+            self._refuse_forked()
             self._refuse_own_thread()
             with self._submitting:
                 if self._is_stopped:
@@ -202,6 +206,12 @@ class Recorder:
         except CancelledError:
             raise RecorderClosed("The recorder was closed meanwhile") from None
 
+    def _refuse_forked(self) -> None:
+        # Before any lock is taken: another thread of the parent may have held it at the fork, and nobody
+        # would ever release it here.
+        if os.getpid() != self._pid:
+            raise RecorderClosed("This recorder was made before a fork, and its thread is not here; make it after")
+
     def _refuse_own_thread(self) -> None:
         if threading.current_thread() is self._thread:
             raise RuntimeError("on_rejected must not wait for its own recorder: nobody else would do the work")
@@ -214,4 +224,5 @@ def _run_loop(started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) 
         await stop.wait()
 
     # Cancels on its way out whatever was still waiting.
-    asyncio.run(serve())
+    with asyncio.Runner(loop_factory=RecorderLoop) as runner:
+        runner.run(serve())

@@ -26,7 +26,7 @@ _PASSING_CODES = frozenset({"UNAVAILABLE", "INTERNAL", "RATE_LIMIT_EXCEEDED"})
 class Transport(Protocol):
     """Carries encoded events to a server, once a call. Belongs to one recorder, which opens and closes it.
 
-    Everything but `encode` is called in the recorder's event loop.
+    Everything but `encode` and `decode` is called in the recorder's event loop.
     """
 
     def encode(self, event: UsageEvent) -> bytes:
@@ -35,6 +35,10 @@ class Transport(Protocol):
         Raises:
             InvalidEvent: It cannot be encoded, or is larger than any event may be.
         """
+        ...
+
+    def decode(self, body: bytes) -> UsageEvent:
+        """The event that `encode` was given: equal to it, and encoded the same again; called in any thread."""
         ...
 
     async def open(self) -> None:
@@ -71,6 +75,18 @@ def checked_body(body: bytes) -> bytes:
     if len(body) > EVENT_BYTES_MAX:
         raise InvalidEvent(f"the event has {len(body)} bytes; metadata may have at most 16 KiB")
     return body
+
+
+def authorization(api_key: str) -> str:
+    """The value of the header, or the metadata, `authorization`.
+
+    Raises:
+        ValueError: No key has such characters. They would be refused below us, by an error that repeats
+            the key into logs; this one does not.
+    """
+    if not api_key or not all("!" <= character <= "~" for character in api_key):
+        raise ValueError("api_key must be printable ASCII without spaces; is there a line end at its end?")
+    return f"Bearer {api_key}"
 
 
 def event_error(*, code: str, sentence: str, details: Mapping[str, Any]) -> EventRefused | Unavailable:

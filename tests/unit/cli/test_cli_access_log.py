@@ -40,7 +40,7 @@ def events(text: str, how: Mapping | None = None) -> list[dict[str, Any]]:
 
 
 def fault(text: str, how: Mapping | None = None) -> str:
-    (record,) = read(text, how)
+    (record,) = read(f"{text}\n", how)
     assert record.events == ()
     assert record.fault is not None
     return record.fault
@@ -167,7 +167,7 @@ def test_a_line_of_another_format_is_a_fault(line: str) -> None:
 
 
 def test_bytes_that_are_not_utf8_are_a_fault() -> None:
-    (record,) = read_access_log([LINE.encode().replace(b"/a/b", b"/\xff")], mapping())
+    (record,) = read_access_log([LINE.encode().replace(b"/a/b", b"/\xff") + b"\n"], mapping())
     assert (record.events, record.fault) == ((), "is not UTF-8")
 
 

@@ -125,7 +125,26 @@ def test_a_csv_header_without_a_line_end_is_left_out() -> None:
 
 def test_a_json_object_without_a_line_end_is_whole() -> None:
     assert len(events(f"{EVENT}\n{EVENT}")) == 2
-    assert faults(f"{EVENT}\n{EVENT[:-1]}")[0][0] == 2
+
+
+@pytest.mark.parametrize("line", [EVENT, LOG_LINE])
+def test_a_line_cut_anywhere_is_left_out_until_all_of_it_that_counts_is_there(line: str) -> None:
+    whole = read(f"{line}\n{line}\n")
+    # Of an access log's line the user agent does not count, nor its closing quote.
+    counts = len(line) if line == EVENT else len(LOG_LINE.removesuffix('x"'))
+    for length in range(1, len(line) + 1):
+        expected = whole[1] if length >= counts else Record(2, cut_off=True)
+        assert read(f"{line}\n{line[:length]}") == [whole[0], expected], line[:length]
+
+
+@pytest.mark.parametrize("line", [EVENT, LOG_LINE])
+def test_a_half_line_that_has_its_end_is_a_fault(line: str) -> None:
+    assert [number for number, _ in faults(f"{line}\n{line[:30]}\n")] == [2]
+
+
+@pytest.mark.parametrize("line", [EVENT, LOG_LINE, "event_type,tenant_id"])
+def test_a_first_line_that_is_still_being_written_shows_no_format_yet(line: str) -> None:
+    assert read(f"\n{line[:5]}") == [Record(2, cut_off=True)]
 
 
 @pytest.mark.parametrize(
@@ -200,9 +219,11 @@ def test_a_format_is_known_by_its_first_line(text: str, event_type: str) -> None
 def test_an_unknown_format_is_an_error_and_an_empty_input_is_not() -> None:
     with pytest.raises(UsageError, match="--format"):
         read("event_type;tenant_id\n")
+    with pytest.raises(UsageError, match="--format"):
+        read("event_type;tenant_id\nimage;acme")
     assert read("") == []
     assert read("\n\n", Format.CSV) == []
 
 
 def test_a_format_that_was_named_is_not_guessed() -> None:
-    assert faults(LOG_LINE, Format.JSONL)[0][0] == 1
+    assert faults(f"{LOG_LINE}\n", Format.JSONL)[0][0] == 1

@@ -27,6 +27,16 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
     assert lines_of(tmp_path / "a") == [b"one\n"]
 
 
+def test_what_is_written_behind_a_half_line_while_it_is_read_is_left_for_the_next_time(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"one\ntw")
+    with open_source(str(path), name=None) as source:
+        seen = [next(source.lines), next(source.lines)]
+        path.write_bytes(b"one\ntwo\nthree\n")
+        assert [*seen, *source.lines] == [b"one\n", b"tw"]
+    assert lines_of(path) == [b"one\n", b"two\n", b"three\n"]
+
+
 def test_an_empty_file_has_no_lines(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     assert lines_of(tmp_path / "a") == []

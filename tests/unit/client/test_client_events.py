@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -11,7 +12,16 @@ import msgspec
 import pytest
 
 from usameter.ingest.v1 import event_pb2
-from usameter_client import GrpcTransport, InvalidEvent, RestTransport, Transport, UsageEvent
+from usameter_client import (
+    AsyncRecorder,
+    GrpcTransport,
+    InvalidEvent,
+    Options,
+    RestTransport,
+    Transport,
+    Undelivered,
+    UsageEvent,
+)
 from usameter_client.events import EVENT_BYTES_MAX, METADATA_LEVELS_MAX, usage_event
 
 NOW = datetime(2026, 1, 31, 23, 59, 59, 999_999, tzinfo=UTC)
@@ -133,6 +143,52 @@ def test_a_text_that_is_not_unicode_is_refused(transport: Callable[[], Transport
         transport().encode(make(tenant_id="\ud800"))
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"quantity": Decimal("12.500"), "idempotency_key": "job-7", "reservation_id": "job-7"},
+        {"timestamp": datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)},
+        {"metadata": {}},
+        {"metadata": {"zone": "b", "n": [1, -2, 0, 2**53, -(2**53)], "x": (0.1, 1e300, None, {"on": True})}},
+    ],
+)
+def test_an_event_is_read_back_as_it_was_and_encoded_the_same(
+    transport: Callable[[], Transport], given: dict[str, Any]
+) -> None:
+    event = make(**given)
+    body = transport().encode(event)
+    read = transport().decode(body)
+    assert read == event
+    # 1 is equal to 1.0, and would be another text in a log. A Struct keeps no order of names.
+    assert sorted(repr(read.metadata)) == sorted(repr(event.metadata))
+    assert len(transport().encode(read)) == len(body)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_a_recorder_holds_no_more_memory_than_the_encoded_events(transport: Callable[[], Transport]) -> None:
+    """Metadata of many small objects is some ten times as large in Python as it is encoded."""
+
+    def event(number: int) -> UsageEvent:
+        return make(idempotency_key=f"k{number}", metadata={f"{number}.{n}": {} for n in range(500)})
+
+    codec = transport()
+    encoded_bytes = sum(len(codec.encode(event(number))) for number in range(20))
+    recorder = AsyncRecorder(
+        transport(), on_rejected=lambda *_: None, options=Options(linger_seconds=600, close_seconds=0)
+    )
+    with pytest.raises(Undelivered) as raised:
+        async with recorder:
+            tracemalloc.start()
+            for number in range(20):
+                await recorder.record_event(event(number))
+            held_bytes, _ = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+    assert encoded_bytes <= held_bytes <= 1.2 * encoded_bytes
+    assert list(raised.value.events) == [event(number) for number in range(20)]
+
+
 def test_serialized_events_one_after_the_other_are_one_request() -> None:
     transport = TRANSPORTS[1]()
     joined = b"".join(transport.encode(make(idempotency_key=key)) for key in "abc")
@@ -143,3 +199,14 @@ def test_serialized_events_one_after_the_other_are_one_request() -> None:
 def test_a_url_of_another_scheme_is_refused() -> None:
     with pytest.raises(ValueError, match="http"):
         RestTransport("127.0.0.1:8080", api_key="k")
+
+
+@pytest.mark.parametrize("key", ["usa_secret\n", "usa_secret ", "usa_\x00secret", "usa_secret\x7f", "usa_sécret", ""])
+@pytest.mark.parametrize("make_transport", [RestTransport, GrpcTransport])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(
+    make_transport: Callable[..., Transport], key: str
+) -> None:
+    with pytest.raises(ValueError, match="api_key") as raised:
+        make_transport("http://127.0.0.1:1", api_key=key)
+    assert "cret" not in str(raised.value)
+    assert make_transport("http://127.0.0.1:1", api_key="!~usa_secret")

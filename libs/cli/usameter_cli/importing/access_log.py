@@ -25,6 +25,7 @@ from usameter_cli.importing.records import (
     encode_event,
     idempotency_key,
     split_quantity,
+    unreadable,
 )
 from usameter_core.period import format_timestamp
 
@@ -117,14 +118,17 @@ def is_combined(line: bytes) -> bool:
 
 
 def read_access_log(lines: Iterable[bytes], mapping: Mapping) -> Iterator[Record]:
-    """A record for each line that is not blank, with an event for each metric that it has something for."""
+    """A record for each line that is not blank, with an event for each metric that it has something for.
+
+    A line that cannot be read and has no end is cut off: nothing is taken of the user agent, which is last.
+    """
     for number, line in enumerate(lines, start=1):
         text = _decode(line)
         if text:
             try:
                 yield Record(number, tuple(_events(text, mapping, number)))
             except LineFault as fault:
-                yield Record(number, fault=str(fault))
+                yield unreadable(number, line, fault)
 
 
 def _decode(line: bytes) -> str:

@@ -35,7 +35,10 @@ def read_records(lines: Iterable[bytes], format_: Format, mapping: Mapping) -> I
         if line.strip():
             # Blank lines are given back: line numbers count them.
             everything = itertools.chain(blank, [line], remaining)
-            return _read(everything, _detect(line) if format_ is Format.AUTO else format_, mapping)
+            found = _detect(line) if format_ is Format.AUTO else format_
+            if found is None:
+                return iter([Record(len(blank) + 1, cut_off=True)])
+            return _read(everything, found, mapping)
         blank.append(line)
     return iter(())
 
@@ -54,13 +57,16 @@ def _read(lines: Iterable[bytes], format_: Format, mapping: Mapping) -> Iterator
             assert_never(format_)
 
 
-def _detect(line: bytes) -> Format:
+def _detect(line: bytes) -> Format | None:
+    """The format of an input with this first line; None where the line, not whole yet, does not show it."""
     if line.lstrip().startswith(b"{"):
         return Format.JSONL
     if is_combined(line):
         return Format.COMBINED
     if is_csv_header(line):
         return Format.CSV
+    if not line.endswith(b"\n"):
+        return None
     raise UsageError(
         "The first line is no JSON object, no CSV header with event_type and tenant_id, and no combined log line; "
         "say with --format what it is."

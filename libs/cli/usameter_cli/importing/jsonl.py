@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from usameter_cli.importing.records import LineFault, Record, idempotency_key
+from usameter_cli.importing.records import LineFault, Record, idempotency_key, unreadable
 
 # Raw: numbers travel as they were written, digit by digit.
 _LINE = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -14,13 +14,16 @@ _NULL = b"null"
 
 
 def read_jsonl(lines: Iterable[bytes], *, source: str) -> Iterator[Record]:
-    """A record for each line that is not blank; an event without a key gets its line's."""
+    """A record for each line that is not blank; an event without a key gets its line's.
+
+    A line that cannot be read and has no end is cut off: an object that is whole can be read without one.
+    """
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 yield Record(number, (_event(line, source=source, number=number),))
             except LineFault as fault:
-                yield Record(number, fault=str(fault))
+                yield unreadable(number, line, fault)
 
 
 def _event(line: bytes, *, source: str, number: int) -> bytes:

@@ -46,6 +46,11 @@ class LineFault(Exception):
     """The line cannot be read; `str()` says why."""
 
 
+def unreadable(number: int, line: bytes, fault: LineFault) -> Record:
+    """The record of a line that cannot be read: its fault, or cut off where it has no line end yet."""
+    return Record(number, fault=str(fault)) if line.endswith(b"\n") else Record(number, cut_off=True)
+
+
 def idempotency_key(source: str, line: int, event_type: str) -> str:
     """The key of the event that a line makes: the same however often, and in whatever grown file, it is read.
 

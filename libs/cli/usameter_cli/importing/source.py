@@ -85,10 +85,15 @@ def _lines(raw: BufferedReader, path: str) -> Iterator[bytes]:
         # `peek` returns what one read gives; no pipe hands out the first of two bytes alone.
         zipped = raw.peek(2).startswith(_GZIP_MAGIC)
         stream = gzip.GzipFile(fileobj=raw) if zipped else raw
-        first = stream.readline()
-        if first:
-            yield first.removeprefix(_BYTE_ORDER_MARK)
-        yield from stream
+        line = stream.readline()
+        if line:
+            yield line.removeprefix(_BYTE_ORDER_MARK)
+        # A line without end is the last. The file may have grown since it was read, and the rest of the line
+        # would come as a line of its own, with the number and the key of the next.
+        while line.endswith(b"\n"):
+            line = stream.readline()
+            if line:
+                yield line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UsageError(f"{path} is a damaged gzip file: {error}.") from error
     except OSError as error:
