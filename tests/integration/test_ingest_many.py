@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -41,15 +42,7 @@ def reason_in(status: bytes) -> str:
 
 async def test_what_the_database_refuses_of_a_group_fails_alone(services: Services, database: Database) -> None:
     """No request is known that passes all checks and is refused then; one that is must not take others with it."""
-    connection = await asyncpg.connect(database.admin_url)
-    await connection.execute(
-        """
-        CREATE FUNCTION ingest.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'poison'; END $$;
-        CREATE TRIGGER refuse BEFORE INSERT ON ingest.usage_event FOR EACH ROW
-        WHEN (NEW.tenant_id = 'poison') EXECUTE FUNCTION ingest.refuse();
-        """
-    )
-    await connection.close()
+    await poison(database)
     items = [
         event_pb2.RecordManyItem(
             authorization=f"Bearer {services.api_key}",
@@ -67,6 +60,29 @@ async def test_what_the_database_refuses_of_a_group_fails_alone(services: Servic
     ]
     assert reason_in(answer.outcomes[1].status) == "INTERNAL"
     assert await fetch_value(database, STORED) == 4
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+async def test_what_the_database_refuses_of_a_partial_batch_is_the_fault_of_that_event(
+    services: Services, database: Database, as_json: bool
+) -> None:
+    """The others are stored, so an error in place of the whole answer would say the wrong thing of them."""
+    await poison(database)
+    batch = [event(tenant, tenant_id=tenant) for tenant in ("acme", "poison", "globex")]
+    batch.append(event("bad", quantity=-1.0) if not as_json else event("acme", tenant_id="other"))
+    if as_json:
+        content: dict[str, Any] = {"json": json.dumps({"events": batch, "partial": True}).encode()}
+    else:
+        content = {"request": event_pb2.RecordEventsRequest(events=batch, partial=True)}
+    item = event_pb2.RecordManyItem(authorization=f"Bearer {services.api_key}", request_id="r-7", **content)
+    many = await services.events.RecordMany(event_pb2.RecordManyRequest(items=[item]), timeout=10)
+    answer = many.outcomes[0].response
+    last = "IDEMPOTENCY_CONFLICT" if as_json else "INVALID_ARGUMENT"
+    assert [result.error.code for result in answer.results] == ["", "INTERNAL", "", last]
+    assert answer.results[1].error.error == "Internal error"
+    assert dict(answer.results[1].error.details) == {"request_id": "r-7"}
+    assert (answer.count, answer.new_events, answer.duplicate_events) == (4, 2, 0)
+    assert await fetch_value(database, STORED) == 2
 
 
 async def test_of_a_partial_batch_what_can_be_recorded_is(services: Services, database: Database) -> None:
@@ -229,3 +245,16 @@ async def until_locked(connection: Any) -> None:
         return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
 
     await until(waits, "somebody waits for a lock")
+
+
+async def poison(database: Database) -> None:
+    """Have the database refuse the events of one tenant."""
+    connection = await asyncpg.connect(database.admin_url)
+    await connection.execute(
+        """
+        CREATE FUNCTION ingest.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'poison'; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON ingest.usage_event FOR EACH ROW
+        WHEN (NEW.tenant_id = 'poison') EXECUTE FUNCTION ingest.refuse();
+        """
+    )
+    await connection.close()
