@@ -18,8 +18,11 @@ from tests.support.clock import ManualClock
 from tests.support.services import Services, new_organization, open_services, reason_of
 from tests.support.sql import fetch_value
 from tests.support.wait import until
+from usameter.identity.v1 import api_key_pb2, api_key_pb2_grpc
 from usameter.ingest.v1 import event_pb2
 from usameter.quota.v1 import quota_pb2
+from usameter_core.grpc import auth
+from usameter_core.grpc.channels import open_channel
 
 STORED = "SELECT count(*) FROM ingest.usage_event"
 
@@ -161,6 +164,35 @@ async def test_a_stream_takes_no_more_messages_than_it_has_under_way(services: S
     assert sent == 200 and len({each.sequence for each in received}) == 200
     go_on.set()
     assert [each async for each in stream] == []
+
+
+async def test_a_key_revoked_while_its_stream_is_open_records_no_more(
+    services: Services, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of calls, within the time for which principals are remembered: here none."""
+    monkeypatch.setattr(auth, "PRINCIPAL_CACHE_SECONDS", 0.0)
+    async with open_channel(services.identity) as channel:
+        keys = api_key_pb2_grpc.ApiKeyServiceStub(channel)
+        made = await keys.CreateApiKey(
+            api_key_pb2.CreateApiKeyRequest(name="stream", scopes=["events:write"]), metadata=services.metadata
+        )
+        stream = services.events.StreamEvents(metadata=(("authorization", f"Bearer {made.secret}"),), timeout=20)
+        await stream.write(stream_message(1))
+        assert (await stream.read()).outcome.response.success
+        await keys.RevokeApiKey(api_key_pb2.RevokeApiKeyRequest(api_key_id=made.api_key.id), metadata=services.metadata)
+    # Each message has its answer, so that the client knows which were not recorded.
+    for sequence in (2, 3):
+        await stream.write(stream_message(sequence))
+        answer = await stream.read()
+        assert (answer.sequence, reason_in(answer.outcome.status)) == (sequence, "UNAUTHENTICATED")
+    await stream.done_writing()
+    assert await stream.read() is grpc.aio.EOF
+    assert await fetch_value(database, STORED) == 1
+
+
+def stream_message(sequence: int) -> event_pb2.StreamEventsRequest:
+    request = event_pb2.RecordEventsRequest(events=[event(f"{sequence}")])
+    return event_pb2.StreamEventsRequest(sequence=sequence, request=request)
 
 
 async def test_a_stream_needs_a_key(services: Services) -> None:

@@ -98,12 +98,15 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
     ) -> None:
         # Writes its answers instead of yielding them: a generator that is left at a yield, as by a
         # client that goes away, would leave its task group behind.
-        caller = current_principal()
+        # As the interceptor found it when it let the stream begin.
+        authorization = str(dict(context.invocation_metadata() or ())["authorization"])
         places = asyncio.Semaphore(_BATCHES_IN_FLIGHT_MAX)
         writing = asyncio.Lock()
 
         async def record(message: event_pb2.StreamEventsRequest) -> None:
-            (standing,) = await self._control.count(caller)
+            # Of each message, as of each call: a revoked key must not record for as long as its stream lasts.
+            caller = await self._caller(authorization)
+            (standing,) = [None] if isinstance(caller, Exception) else await self._control.count(caller)
             outcome = await self._submit_item(caller, message.request, standing, current_request_id())
             async with writing:
                 await context.write(event_pb2.StreamEventsResponse(sequence=message.sequence, outcome=outcome))
