@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -23,6 +24,7 @@ from usameter.ingest.v1 import event_pb2
 from usameter.quota.v1 import quota_pb2
 from usameter_core.grpc import auth
 from usameter_core.grpc.channels import open_channel
+from usameter_ingest.service.grouping import GroupCommitter
 
 STORED = "SELECT count(*) FROM ingest.usage_event"
 
@@ -90,10 +92,7 @@ async def test_what_the_database_refuses_of_a_partial_batch_is_the_fault_of_that
 
 async def test_of_a_partial_batch_what_can_be_recorded_is(services: Services, database: Database) -> None:
     await services.events.RecordEvents(event_pb2.RecordEventsRequest(**event("taken")), metadata=services.metadata)
-    limit = quota_pb2.SetQuotaRequest(
-        tenant_id="small", event_type="req", limit_value="2", enforcement_mode=quota_pb2.HARD, period=quota_pb2.DAILY
-    )
-    await services.quotas.SetQuota(limit, metadata=services.metadata)
+    await limit_small(services, "2")
     batch = [
         event("a"),
         event("bad", quantity=-1.0),
@@ -147,23 +146,29 @@ async def test_a_stream_answers_each_message_after_its_commit(services: Services
     assert await fetch_value(database, STORED) == 500
 
 
-async def test_a_stream_takes_no_more_messages_than_it_has_under_way(services: Services) -> None:
-    sent = 0
-    go_on = asyncio.Event()
+async def test_a_stream_takes_no_more_messages_than_it_has_under_way(
+    services: Services, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = counted(monkeypatch, GroupCommitter, "submit")
+    stream = services.events.StreamEvents(metadata=services.metadata, timeout=20)
+    async with locked_ledger(database):
+        writing = asyncio.create_task(write_all(stream, 200))
+        await until_now(lambda: len(submitted) >= 16, "as many are under way as may be")
+        # Whatever else the stream brings is there by the time that others have been answered, one after another.
+        for _ in range(50):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await services.events.RecordEvents(event_pb2.RecordEventsRequest(), metadata=services.metadata)
+        assert len(submitted) == 16
+    received = [each.sequence async for each in stream]
+    await writing
+    assert sorted(received) == list(range(200))
+    assert await fetch_value(database, STORED) == 200
 
-    async def messages() -> AsyncIterator[event_pb2.StreamEventsRequest]:
-        nonlocal sent
-        for number in range(200):
-            sent += 1
-            batch = event_pb2.RecordEventsRequest(events=[event(f"{number}.{i}") for i in range(20)])
-            yield event_pb2.StreamEventsRequest(sequence=number, request=batch)
-        await go_on.wait()
 
-    stream = services.events.StreamEvents(messages(), metadata=services.metadata, timeout=20)
-    received = [await anext(aiter(stream)) for _ in range(200)]
-    assert sent == 200 and len({each.sequence for each in received}) == 200
-    go_on.set()
-    assert [each async for each in stream] == []
+async def write_all(stream: Any, messages: int) -> None:
+    for sequence in range(messages):
+        await stream.write(stream_message(sequence))
+    await stream.done_writing()
 
 
 async def test_a_key_revoked_while_its_stream_is_open_records_no_more(
@@ -241,42 +246,89 @@ async def test_many_events_of_one_key_are_one_commit_and_a_look_up(services: Ser
     assert await fetch_value(database, STORED) == 1
 
 
-async def test_what_a_cancelled_call_has_not_begun_is_not_recorded(services: Services, database: Database) -> None:
-    lock = await asyncpg.connect(database.admin_url)
-    async with lock.transaction():
-        await lock.execute("LOCK TABLE ingest.usage_event IN ACCESS EXCLUSIVE MODE")
-        first = asyncio.create_task(record_many(services, ["first"]))
-        await until_locked(lock)
-        others = record_many_call(services, [f"other.{number}" for number in range(20)])
-        await asyncio.sleep(0.3)
+async def test_what_a_cancelled_call_has_not_begun_is_not_recorded(
+    services: Services, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = counted(monkeypatch, GroupCommitter, "submit")
+    async with locked_ledger(database) as ledger:
+        first = record_many_call(services, [event("first")])
+        await ledger.is_awaited()
+        others = record_many_call(services, [event(f"other.{number}") for number in range(20)])
+        await until_now(lambda: len(submitted) == 21, "all are submitted")
         others.cancel()
-        await asyncio.sleep(0.3)
-    await lock.close()
+        await until_now(lambda: all(answer.cancelled() for answer in submitted[1:]), "the call is cancelled")
     await first
-    await asyncio.sleep(0.3)
-    assert await fetch_value(database, STORED) == 1
+    # Behind whatever would still be recorded.
+    await record_many_call(services, [event("last")])
+    assert await fetch_value(database, STORED) == 2
 
 
-def record_many_call(services: Services, keys: list[str]) -> Any:
+def record_many_call(services: Services, requests: Sequence[Mapping[str, Any]]) -> Any:
     items = [
         event_pb2.RecordManyItem(
-            authorization=f"Bearer {services.api_key}", request=event_pb2.RecordEventsRequest(**event(key))
+            authorization=f"Bearer {services.api_key}", request=event_pb2.RecordEventsRequest(**request)
         )
-        for key in keys
+        for request in requests
     ]
     return services.events.RecordMany(event_pb2.RecordManyRequest(items=items), timeout=10)
 
 
-async def record_many(services: Services, keys: list[str]) -> None:
-    await record_many_call(services, keys)
+async def limit_small(services: Services, limit_value: str) -> None:
+    """Limit one tenant's day."""
+    limit = quota_pb2.SetQuotaRequest(
+        tenant_id="small",
+        event_type="req",
+        limit_value=limit_value,
+        enforcement_mode=quota_pb2.HARD,
+        period=quota_pb2.DAILY,
+    )
+    await services.quotas.SetQuota(limit, metadata=services.metadata)
 
 
-async def until_locked(connection: Any) -> None:
+def counted(monkeypatch: pytest.MonkeyPatch, owner: type, method: str) -> list[Any]:
+    """What each call of a method of the services returns, as it is called."""
+    returned: list[Any] = []
+    original = getattr(owner, method)
 
-    async def waits() -> bool:
-        return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+    def call(*args: Any, **kwargs: Any) -> Any:
+        returned.append(original(*args, **kwargs))
+        return returned[-1]
 
-    await until(waits, "somebody waits for a lock")
+    monkeypatch.setattr(owner, method, call)
+    return returned
+
+
+async def until_now(condition: Callable[[], bool], what: str) -> None:
+    async def holds() -> bool:
+        return condition()
+
+    await until(holds, what)
+
+
+class LockedLedger:
+    """The table of events, locked against all who would read or write it."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    async def is_awaited(self) -> None:
+        """Return once somebody waits for it."""
+
+        async def waits() -> bool:
+            return bool(await self._connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+        await until(waits, "somebody waits for a lock")
+
+
+@asynccontextmanager
+async def locked_ledger(database: Database) -> AsyncIterator[LockedLedger]:
+    connection = await asyncpg.connect(database.admin_url)
+    try:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE ingest.usage_event IN ACCESS EXCLUSIVE MODE")
+            yield LockedLedger(connection)
+    finally:
+        await connection.close()
 
 
 async def poison(database: Database) -> None:
