@@ -263,6 +263,21 @@ async def test_what_a_cancelled_call_has_not_begun_is_not_recorded(
     assert await fetch_value(database, STORED) == 2
 
 
+async def test_what_is_cancelled_while_it_is_looked_up_is_not_recorded(
+    services: Services, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = counted(monkeypatch, GroupCommitter, "submit")
+    async with locked_ledger(database) as ledger:
+        call = record_many_call(services, [event(f"{number}") for number in range(20)])
+        await ledger.is_awaited()
+        call.cancel()
+        await until_now(
+            lambda: len(submitted) == 20 and all(answer.cancelled() for answer in submitted), "it is cancelled"
+        )
+    await record_many_call(services, [event("last")])
+    assert await fetch_value(database, STORED) == 1
+
+
 def record_many_call(services: Services, requests: Sequence[Mapping[str, Any]]) -> Any:
     items = [
         event_pb2.RecordManyItem(

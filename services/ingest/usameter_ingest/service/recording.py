@@ -150,7 +150,7 @@ class GroupRecorder:
                 _succeed(candidate)
 
     async def _look_up(self, org_id: OrgId, requests: Sequence[RecordRequest]) -> list[_Candidate]:
-        """The requests that do not contradict what is stored; the others are refused."""
+        """The requests that do not contradict what is stored; the others are refused, or have an answer already."""
         # An event without a key has a new id, which nobody can have stored.
         ids = [
             event.event_id
@@ -161,6 +161,8 @@ class GroupRecorder:
         stored = await self._known.find(org_id, ids) if ids else {}
         candidates = []
         for request in requests:
+            if request.answer.done():
+                continue  # its caller has gone away
             try:
                 candidates.append(_Candidate(request, stored, _new_events(request, stored)))
             except IdempotencyConflict as conflict:
