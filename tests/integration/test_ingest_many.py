@@ -19,11 +19,13 @@ from tests.support.clock import ManualClock
 from tests.support.services import Services, new_organization, open_services, reason_of
 from tests.support.sql import fetch_value
 from tests.support.wait import until
+from usameter.common.v1 import error_pb2
 from usameter.identity.v1 import api_key_pb2, api_key_pb2_grpc
 from usameter.ingest.v1 import event_pb2
-from usameter.quota.v1 import quota_pb2
+from usameter.quota.v1 import quota_pb2, reservation_pb2, reservation_pb2_grpc
 from usameter_core.grpc import auth
 from usameter_core.grpc.channels import open_channel
+from usameter_ingest.clients import QuotaClient
 from usameter_ingest.service.grouping import GroupCommitter
 
 STORED = "SELECT count(*) FROM ingest.usage_event"
@@ -43,6 +45,13 @@ def reason_in(status: bytes) -> str:
     info = ErrorInfo()
     assert Status.FromString(status).details[0].Unpack(info)
     return info.reason
+
+
+def quota_details_in(status: bytes) -> error_pb2.QuotaExceededDetails:
+    assert reason_in(status) == "QUOTA_EXCEEDED"
+    details = error_pb2.QuotaExceededDetails()
+    assert Status.FromString(status).details[1].Unpack(details)
+    return details
 
 
 async def test_what_the_database_refuses_of_a_group_fails_alone(services: Services, database: Database) -> None:
@@ -246,6 +255,67 @@ async def test_many_events_of_one_key_are_one_commit_and_a_look_up(services: Ser
     assert await fetch_value(database, STORED) == 1
 
 
+async def test_many_events_of_one_key_over_quota_are_refused_by_one_question(
+    services: Services, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by one for each: a hundred were refused so, and the others told that ingest is unavailable."""
+    await limit_small(services, "0")
+    asked = counted(monkeypatch, QuotaClient, "reserve")
+    same = event("none", tenant_id="small")
+    answer = await services.events.RecordEvents(
+        event_pb2.RecordEventsRequest(events=[same] * 1_000, partial=True), metadata=services.metadata, timeout=10
+    )
+    assert {result.error.code for result in answer.results} == {"QUOTA_EXCEEDED"}
+    assert len(answer.results) == 1_000 and len(asked) == 1
+    # Each request in its own form: a batch tells all limits, a single event one.
+    many = await record_many(services, [{"events": [same]} if number % 2 else same for number in range(200)])
+    details = [quota_details_in(outcome.status) for outcome in many]
+    assert [len(each.violations) for each in details] == [0, 1] * 100
+    assert len(asked) == 2
+    assert await fetch_value(database, STORED) == 0
+
+
+async def test_requests_that_share_an_event_with_a_refused_one_are_decided_by_what_they_want(
+    services: Services, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await limit_small(services, "5")
+    stub: Any = reservation_pb2_grpc.ReservationServiceStub(services.quota)
+    held = reservation_pb2.ReserveQuotaRequest(tenant_id="small", event_type="req", quantity="2", reservation_id="held")
+    await stub.ReserveQuota(held, metadata=services.metadata)
+    asked = counted(monkeypatch, QuotaClient, "reserve")
+
+    def small(key: str, quantity: float, **fields: Any) -> dict[str, Any]:
+        return event(key, tenant_id="small", quantity=quantity, **fields)
+
+    answers = await record_many(
+        services,
+        [
+            small("less", 4.0),
+            small("less", 4.0, metadata={"other": True}),  # wants the same
+            small("less", 1.0),
+            small("less", 4.0),
+            {"events": [small("less", 4.0), small("more", 1.0)]},
+            small("earlier", 4.0),
+            small("earlier", 4.0, timestamp={"seconds": 1_700_000_000}),
+            small("held", 4.0),
+            small("held", 4.0, reservation_id="held"),
+        ],
+    )
+    assert [reason_in(each.status) if each.status else "" for each in answers] == [
+        "QUOTA_EXCEEDED",
+        "QUOTA_EXCEEDED",
+        "",
+        "QUOTA_EXCEEDED",
+        "IDEMPOTENCY_CONFLICT",
+        "QUOTA_EXCEEDED",
+        "",
+        "QUOTA_EXCEEDED",
+        "",
+    ]
+    assert len(asked) == 2
+    assert await fetch_value(database, STORED) == 3
+
+
 async def test_what_a_cancelled_call_has_not_begun_is_not_recorded(
     services: Services, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +356,12 @@ def record_many_call(services: Services, requests: Sequence[Mapping[str, Any]]) 
         for request in requests
     ]
     return services.events.RecordMany(event_pb2.RecordManyRequest(items=items), timeout=10)
+
+
+async def record_many(services: Services, requests: Sequence[Mapping[str, Any]]) -> Sequence[event_pb2.RecordOutcome]:
+    """The outcomes of requests that come in one call, and so in one group."""
+    answer: event_pb2.RecordManyResponse = await record_many_call(services, requests)
+    return answer.outcomes
 
 
 async def limit_small(services: Services, limit_value: str) -> None:
