@@ -130,7 +130,11 @@ async def test_of_a_partial_batch_what_can_be_recorded_is(services: Services, da
     assert [result.deduplicated for result in answer.results] == [False] * 6 + [True] * 2
     assert (answer.count, answer.new_events, answer.duplicate_events) == (8, 3, 2)
     assert answer.results[5].error.details["limit"] == 2
+    # By their places, as in a batch that is recorded whole.
     assert answer.results[1].error.details["violations"][0]["field"] == "events[1].quantity"
+    assert answer.results[2].error.details["field"] == "events[2]"
+    assert answer.results[2].error.details["idempotency_key"] == "taken"
+    assert answer.results[2].error.error.startswith("events[2]: idempotency key already used by evt_")
     assert await fetch_value(database, STORED) == 4
 
 

@@ -18,7 +18,7 @@ from usameter.common.v1 import error_pb2
 from usameter.ingest.v1 import event_pb2, event_pb2_grpc
 from usameter_core.clock import Clock
 from usameter_core.decimals import canonical
-from usameter_core.errors import FieldViolation, Internal, InvalidArgument, UsameterError
+from usameter_core.errors import FieldViolation, IdempotencyConflict, Internal, InvalidArgument, UsameterError
 from usameter_core.grpc.auth import AccessControl, access_of
 from usameter_core.grpc.context import Principal, current_principal, current_request_id
 from usameter_core.grpc.pages import fill_page
@@ -309,12 +309,14 @@ async def _answer_apart(
 ) -> event_pb2.RecordEventsResponse:
     outcomes: list[Recorded | Exception] = []
     try:
-        for answer in answers:
+        for index, answer in enumerate(answers):
             if isinstance(answer, RefusedEvent):
                 outcomes.append(answer.error)
                 continue
             try:
                 outcomes.append(await answer)
+            except IdempotencyConflict as conflict:
+                outcomes.append(_conflict_at(index, conflict))
             except Exception as error:
                 # Of one event: what became of the others is to be told all the same.
                 outcomes.append(error)
@@ -329,6 +331,13 @@ async def _answer_apart(
     }.values():
         log.error("event_failed", request_id=request_id, exc_info=fault)
     return partial_to_proto(outcomes, request_id)
+
+
+def _conflict_at(index: int, conflict: IdempotencyConflict) -> IdempotencyConflict:
+    """As a batch that is recorded whole or not at all names it."""
+    return IdempotencyConflict(
+        field=f"events[{index}]", idempotency_key=conflict.idempotency_key, event_id=conflict.event_id
+    )
 
 
 def single_to_proto(recorded: Recorded) -> event_pb2.RecordEventsResponse:
