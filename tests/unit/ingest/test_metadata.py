@@ -7,7 +7,8 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 from hypothesis import assume, given, strategies
 
-from usameter_ingest.domain.metadata import InvalidMetadata, Json, decode_metadata, encode_metadata
+from usameter_ingest.domain import metadata as metadata_module
+from usameter_ingest.domain.metadata import METADATA_BYTES_MAX, InvalidMetadata, Json, decode_metadata, encode_metadata
 from usameter_ingest.servicer.event_input import json_from_struct
 
 
@@ -51,12 +52,55 @@ def test_keys_sort_by_utf_16_code_units() -> None:
         ({"id": 9007199254740994}, "beyond 2\\^53"),
         ({"a": "x\x00"}, "NUL"),
         ({"a\x00": 1}, "NUL"),
-        ({"a": "x" * 16_384}, "bytes as JSON"),
+        ({"a": "x" * 16_384}, "more than 16384 bytes as JSON"),
     ],
 )
 def test_what_cannot_be_kept_exactly_is_refused(value: dict[str, Json], sentence: str) -> None:
     with pytest.raises(InvalidMetadata, match=sentence):
         encoded(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": [-0.0] * ((METADATA_BYTES_MAX - 8) // 2)},
+        {"a": [5.0] * ((METADATA_BYTES_MAX - 8) // 2)},
+        {"a": [[]] * ((METADATA_BYTES_MAX - 8) // 3)},
+        {"a": [0.000001] * ((METADATA_BYTES_MAX - 8) // 9)},
+        {"a": "x" * (METADATA_BYTES_MAX - 8)},
+        {"ä": "ü" * ((METADATA_BYTES_MAX - 10) // 2)},
+        {str(number): -0.0 for number in range(10_000, 10_000 + (METADATA_BYTES_MAX - 1) // 10)},
+    ],
+)
+def test_16_kib_are_allowed_and_a_byte_more_is_not(value: dict[str, Json]) -> None:
+    """However much longer a number is before it is canonical."""
+    found = encoded(value)
+    filling = METADATA_BYTES_MAX - len(found)
+    assert filling < 10
+    name, last = value.popitem()
+    value[f"{name}{'x' * filling}"] = last
+    assert len(encoded(value)) == METADATA_BYTES_MAX
+    value[f"{name}{'x' * (filling + 1)}"] = value.popitem()[1]
+    with pytest.raises(InvalidMetadata, match="more than 16384 bytes as JSON"):
+        encoded(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": [1] * 2_000_000},
+        {"a": [[{"b": [5.0] * 100}] * 100] * 100},
+        {"a": 1, "b": "x" * 4_000_000},
+        {str(number): "ü" for number in range(300_000)},
+    ],
+)
+def test_what_is_far_too_large_is_refused_without_being_encoded(
+    value: dict[str, Json], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoding two million numbers once held a process up for more than a second."""
+    monkeypatch.setattr(metadata_module, "_object", None)
+    with pytest.raises(InvalidMetadata, match="more than 16384 bytes as JSON"):
+        encode_metadata(value)
 
 
 def test_nesting_is_bounded() -> None:

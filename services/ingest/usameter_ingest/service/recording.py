@@ -33,7 +33,8 @@ log = get_logger()
 # Somebody else storing our events between look-up and insert is rare, and each time means that
 # they are found at the next look-up; more than a few in a row is a fault.
 _ATTEMPTS_IN_VAIN_MAX = 5
-# In each of the others somebody was answered. Only refused requests that share an event need many.
+# In each of the others somebody was answered. Only requests that share an event, want different things of
+# quota and are all refused need many.
 _ATTEMPTS_MAX = 100
 _ZERO = Decimal(0)
 # Finding the series of a label takes longer than adding to it.
@@ -144,13 +145,13 @@ class GroupRecorder:
                 self._settler.settle(org_id, reservation_id, Outcome.ABORTED)
             for candidate in admitted:
                 _succeed(candidate)
-            await self._refuse(org_id, refused)
+            await self._refuse(org_id, refused, candidates)
         for candidate in candidates:
             if not candidate.new:
                 _succeed(candidate)
 
     async def _look_up(self, org_id: OrgId, requests: Sequence[RecordRequest]) -> list[_Candidate]:
-        """The requests that do not contradict what is stored; the others are refused."""
+        """The requests that do not contradict what is stored; the others are refused, or have an answer already."""
         # An event without a key has a new id, which nobody can have stored.
         ids = [
             event.event_id
@@ -161,6 +162,8 @@ class GroupRecorder:
         stored = await self._known.find(org_id, ids) if ids else {}
         candidates = []
         for request in requests:
+            if request.answer.done():
+                continue  # its caller has gone away
             try:
                 candidates.append(_Candidate(request, stored, _new_events(request, stored)))
             except IdempotencyConflict as conflict:
@@ -189,18 +192,31 @@ class GroupRecorder:
                 admitted.append(candidate)
         return admitted, refused
 
-    async def _refuse(self, org_id: OrgId, refused: Sequence[tuple[_Candidate, Verdict]]) -> None:
+    async def _refuse(
+        self, org_id: OrgId, refused: Sequence[tuple[_Candidate, Verdict]], candidates: Sequence[_Candidate]
+    ) -> None:
         """Refuse requests over quota, but for those whose events somebody else has stored meanwhile.
 
         A retry of a stored event is a duplicate even when the quota is full, also where another
         replica stored it after our look-up: such a request stays unanswered and is looked up again.
+
+        With a request all candidates are refused that want the same of quota for the same events: one that
+        asks next is told the same, and of a thousand that would be a thousand calls.
         """
         keyed = [event.event_id for candidate, _ in refused for event in candidate.new if event.idempotency_key]
         found = await self._entries.find_stored(org_id, keyed) if keyed else Found()
-        for candidate, verdict in refused:
-            if not any(event.event_id in found.events for event in candidate.new):
-                EVENTS.labels("over_quota").inc(len(candidate.new))
-                _fail(candidate.request, QuotaExceeded(verdict.violations, batch=candidate.request.batch))
+        # None of them shares an event with another, or with one that was admitted.
+        refusals = {
+            _ids_of(candidate.new): (_usage_of(candidate.new), verdict)
+            for candidate, verdict in refused
+            if not any(event.event_id in found.events for event in candidate.new)
+        }
+        for candidate in candidates if refusals else ():
+            refusal = refusals.get(_ids_of(candidate.new))
+            if refusal is None or refusal[0] != _usage_of(candidate.new):
+                continue
+            EVENTS.labels("over_quota").inc(len(candidate.new))
+            _fail(candidate.request, QuotaExceeded(refusal[1].violations, batch=candidate.request.batch))
 
     async def _persist(self, org_id: OrgId, reservation_id: ReservationId, candidates: Sequence[_Candidate]) -> None:
         events = [event for candidate in candidates for event in candidate.new]
@@ -257,11 +273,15 @@ def _owners(candidates: Iterable[_Candidate]) -> list[_Candidate]:
     owned: set[UUID] = set()
     owners = []
     for candidate in candidates:
-        ids = {event.event_id for event in candidate.new}
+        ids = _ids_of(candidate.new)
         if owned.isdisjoint(ids):
             owned |= ids
             owners.append(candidate)
     return owners
+
+
+def _ids_of(events: Sequence[UsageEvent]) -> frozenset[UUID]:
+    return frozenset([event.event_id for event in events])
 
 
 def _usage_of(events: Sequence[UsageEvent]) -> list[Usage]:

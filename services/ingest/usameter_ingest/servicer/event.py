@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeGuard, TypeVar
 from uuid import UUID
 
 import grpc.aio
@@ -14,10 +14,11 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
+from usameter.common.v1 import error_pb2
 from usameter.ingest.v1 import event_pb2, event_pb2_grpc
 from usameter_core.clock import Clock
 from usameter_core.decimals import canonical
-from usameter_core.errors import FieldViolation, Internal, InvalidArgument, UsameterError
+from usameter_core.errors import FieldViolation, IdempotencyConflict, Internal, InvalidArgument, UsameterError
 from usameter_core.grpc.auth import AccessControl, access_of
 from usameter_core.grpc.context import Principal, current_principal, current_request_id
 from usameter_core.grpc.pages import fill_page
@@ -78,7 +79,7 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
     async def RecordEvents(
         self, request: event_pb2.RecordEventsRequest, context: Context
     ) -> event_pb2.RecordEventsResponse:
-        return await self._submit(current_principal().org_id, request)
+        return await self._submit(current_principal().org_id, request, current_request_id())
 
     async def RecordMany(self, request: event_pb2.RecordManyRequest, context: Context) -> event_pb2.RecordManyResponse:
         keys = list({item.authorization for item in request.items})
@@ -97,12 +98,15 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
     ) -> None:
         # Writes its answers instead of yielding them: a generator that is left at a yield, as by a
         # client that goes away, would leave its task group behind.
-        caller = current_principal()
+        # As the interceptor found it when it let the stream begin.
+        authorization = str(dict(context.invocation_metadata() or ())["authorization"])
         places = asyncio.Semaphore(_BATCHES_IN_FLIGHT_MAX)
         writing = asyncio.Lock()
 
         async def record(message: event_pb2.StreamEventsRequest) -> None:
-            (standing,) = await self._control.count(caller)
+            # Of each message, as of each call: a revoked key must not record for as long as its stream lasts.
+            caller = await self._caller(authorization)
+            (standing,) = [None] if isinstance(caller, Exception) else await self._control.count(caller)
             outcome = await self._submit_item(caller, message.request, standing, current_request_id())
             async with writing:
                 await context.write(event_pb2.StreamEventsResponse(sequence=message.sequence, outcome=outcome))
@@ -166,19 +170,19 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
             if standing is not None:
                 standing.require_admitted()
             if isinstance(content, PlainRequest):
-                return _outcome_of(self._submit_plain(caller.org_id, content), standing, request_id)
-            return _outcome_of(_as_outcome(self._submit(caller.org_id, content)), standing, request_id)
+                return _outcome_of(self._submit_plain(caller.org_id, content, request_id), standing, request_id)
+            return _outcome_of(_as_outcome(self._submit(caller.org_id, content, request_id)), standing, request_id)
         except Exception as error:
             # One request's fault must not take the answers of the others with it.
             return _refused(error, standing, request_id)
 
-    def _submit_plain(self, org_id: OrgId, plain: PlainRequest) -> Awaitable[event_pb2.RecordOutcome]:
+    def _submit_plain(self, org_id: OrgId, plain: PlainRequest, request_id: str) -> Awaitable[event_pb2.RecordOutcome]:
         if plain.partial:
-            return _as_outcome(self._submit_apart(org_id, plain.events))
+            return _as_outcome(self._submit_apart(org_id, plain.events, request_id))
         return _answer_json(self._committer.submit(org_id, RecordRequest(plain.events, plain.batch)), plain.batch)
 
     def _submit(
-        self, org_id: OrgId, request: event_pb2.RecordEventsRequest
+        self, org_id: OrgId, request: event_pb2.RecordEventsRequest, request_id: str
     ) -> Awaitable[event_pb2.RecordEventsResponse]:
         """The answer to a request; its events are submitted when this returns.
 
@@ -187,13 +191,13 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
         """
         events = events_from_proto(org_id, request, now=self._clock.now())
         if request.partial:
-            return self._submit_apart(org_id, events)
+            return self._submit_apart(org_id, events, request_id)
         whole = [event for event in events if isinstance(event, UsageEvent)]
         batch = bool(request.events)
         return _answer(self._committer.submit(org_id, RecordRequest(whole, batch)), batch)
 
     def _submit_apart(
-        self, org_id: OrgId, events: Sequence[UsageEvent | RefusedEvent]
+        self, org_id: OrgId, events: Sequence[UsageEvent | RefusedEvent], request_id: str
     ) -> Awaitable[event_pb2.RecordEventsResponse]:
         """The answer to a partial batch: each event is a request of its own."""
         return _answer_apart(
@@ -202,7 +206,8 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
                 if isinstance(event, UsageEvent)
                 else event
                 for event in events
-            ]
+            ],
+            request_id,
         )
 
     async def ListEvents(self, request: event_pb2.ListEventsRequest, context: Context) -> event_pb2.ListEventsResponse:
@@ -259,12 +264,17 @@ async def _outcome_of(
 
 
 async def _refused(error: Exception, standing: Standing | None, request_id: str) -> event_pb2.RecordOutcome:
-    if isinstance(error, UsameterError) and not isinstance(error, Internal):
+    if _is_refusal(error):
         status = status_of(error)[1]
     else:
         log.error("request_failed", request_id=request_id, exc_info=error)
         status = internal_status(request_id)[1]
     return _with_metadata(event_pb2.RecordOutcome(status=status.SerializeToString()), standing)
+
+
+def _is_refusal(error: Exception) -> TypeGuard[UsameterError]:
+    """Whether the caller is told; whatever else went wrong is ours."""
+    return isinstance(error, UsameterError) and not isinstance(error, Internal)
 
 
 def _with_metadata(outcome: event_pb2.RecordOutcome, standing: Standing | None) -> event_pb2.RecordOutcome:
@@ -294,23 +304,40 @@ async def _answer_json(recording: Awaitable[Recorded], batch: bool) -> event_pb2
     return event_pb2.RecordOutcome(response=batch_to_proto(recorded) if batch else single_to_proto(recorded))
 
 
-async def _answer_apart(answers: Sequence[asyncio.Future[Recorded] | RefusedEvent]) -> event_pb2.RecordEventsResponse:
-    outcomes: list[Recorded | UsameterError] = []
+async def _answer_apart(
+    answers: Sequence[asyncio.Future[Recorded] | RefusedEvent], request_id: str
+) -> event_pb2.RecordEventsResponse:
+    outcomes: list[Recorded | Exception] = []
     try:
-        for answer in answers:
+        for index, answer in enumerate(answers):
             if isinstance(answer, RefusedEvent):
                 outcomes.append(answer.error)
                 continue
             try:
                 outcomes.append(await answer)
-            except UsameterError as error:
+            except IdempotencyConflict as conflict:
+                outcomes.append(_conflict_at(index, conflict))
+            except Exception as error:
+                # Of one event: what became of the others is to be told all the same.
                 outcomes.append(error)
     finally:
         # Whose caller has gone away is not recorded if its group has not begun.
         for answer in answers:
             if not isinstance(answer, RefusedEvent):
                 answer.cancel()
-    return partial_to_proto(outcomes)
+    # Many events fail by one fault where their whole group does.
+    for fault in {
+        id(each): each for each in outcomes if isinstance(each, Exception) and not _is_refusal(each)
+    }.values():
+        log.error("event_failed", request_id=request_id, exc_info=fault)
+    return partial_to_proto(outcomes, request_id)
+
+
+def _conflict_at(index: int, conflict: IdempotencyConflict) -> IdempotencyConflict:
+    """As a batch that is recorded whole or not at all names it."""
+    return IdempotencyConflict(
+        field=f"events[{index}]", idempotency_key=conflict.idempotency_key, event_id=conflict.event_id
+    )
 
 
 def single_to_proto(recorded: Recorded) -> event_pb2.RecordEventsResponse:
@@ -338,7 +365,7 @@ def batch_to_proto(recorded: Recorded) -> event_pb2.RecordEventsResponse:
     )
 
 
-def partial_to_proto(outcomes: Sequence[Recorded | UsameterError]) -> event_pb2.RecordEventsResponse:
+def partial_to_proto(outcomes: Sequence[Recorded | Exception], request_id: str) -> event_pb2.RecordEventsResponse:
     """The answer to a partial batch: each event's result or error, in order."""
     recorded = [outcome for outcome in outcomes if isinstance(outcome, Recorded)]
     duplicates = sum(outcome.results[0].deduplicated for outcome in recorded)
@@ -348,7 +375,9 @@ def partial_to_proto(outcomes: Sequence[Recorded | UsameterError]) -> event_pb2.
         new_events=len(recorded) - duplicates,
         duplicate_events=duplicates,
         results=[
-            result_to_proto(outcome.results[0]) if isinstance(outcome, Recorded) else error_to_proto(outcome)
+            result_to_proto(outcome.results[0])
+            if isinstance(outcome, Recorded)
+            else error_to_proto(outcome, request_id)
             for outcome in outcomes
         ],
         # The last word on each limit: its `current` includes all the events before.
@@ -362,12 +391,16 @@ def partial_to_proto(outcomes: Sequence[Recorded | UsameterError]) -> event_pb2.
     )
 
 
-def error_to_proto(error: UsameterError) -> event_pb2.EventResult:
-    """The error of one event of a partial batch."""
-    code, details = reason_and_details_of(error)
+def error_to_proto(error: Exception, request_id: str) -> event_pb2.EventResult:
+    """The error of one event of a partial batch; of a fault of ours it tells the request id and nothing else."""
+    details: Message | None
+    if _is_refusal(error):
+        sentence, (code, details) = str(error), reason_and_details_of(error)
+    else:
+        sentence, code, details = "Internal error", "INTERNAL", error_pb2.InternalDetails(request_id=request_id)
     return event_pb2.EventResult(
         error=event_pb2.EventError(
-            error=str(error),
+            error=sentence,
             code=code,
             details=Struct() if details is None else ParseDict(_as_printed(details), Struct()),
         )
