@@ -102,6 +102,55 @@ async def test_a_void_minimum_is_pending_until_it_is_billed_again(org: Organizat
     assert "the lines of a period do not add up to the rating of its use" in {each.problem for each in await audit(org)}
 
 
+MINIMUM = price_pb2.Price(model=price_pb2.per_unit, currency="USD", unit_amount="1", minimum_amount="5")
+
+
+async def minimum_and_use(org: Organization) -> invoice_pb2.Invoice:
+    """A minimum that was billed without use, and the use that came later; the invoice of the first."""
+    plan = await org.set_plan("Basic", "0", prices={"req": MINIMUM})
+    await org.subscribe("acme", plan.id, JANUARY.start)
+    without_use = await org.bill("acme")
+    org.seal(("acme", "req", "2026-01-10", "7"))
+    return without_use
+
+
+async def test_a_void_by_a_clock_that_is_behind_is_no_violation(org: Organization, world: World) -> None:
+    """I6: replicas' clocks differ, so the moments of invoices and voids do not tell their order."""
+    without_use = await minimum_and_use(org)
+    world.clock.advance(timedelta(seconds=5))
+    assert (await org.bill("acme")).total == "2.00"
+    world.clock.set(world.clock.now() - timedelta(seconds=1))
+    await org.void(without_use.id)
+    assert await audit(org) == []
+
+
+async def test_a_void_by_a_clock_that_is_ahead_hides_nothing(org: Organization, world: World) -> None:
+    without_use = await minimum_and_use(org)
+    assert (await org.bill("acme")).total == "2.00"
+    world.clock.advance(timedelta(seconds=5))
+    await org.void(without_use.id)
+    world.clock.set(world.clock.now() - timedelta(seconds=1))
+    assert (await org.bill("acme")).total == "5.00"
+    assert await audit(org) == []
+    await world.admin.execute("UPDATE billing.invoice_line SET amount = amount + 1 WHERE amount = 2")
+    assert OF_USE in {each.problem for each in await audit(org)}
+
+
+async def test_lines_of_a_period_that_is_not_covered_whole_add_up_too(org: Organization, world: World) -> None:
+    await org.set_price("req", "1")
+    org.seal(("acme", "req", "2026-01-10", "7"))
+    voided = await org.bill("acme")
+    org.seal(("acme", "req", "2026-01-11", "2"))
+    assert (await org.bill("acme")).total == "2.00"
+    await org.void(voided.id)
+    org.seal(("acme", "req", "2026-01-12", "4"))
+    await org.draft("acme")
+    assert await audit(org) == []
+    await world.admin.execute("UPDATE billing.invoice_line SET amount = amount + 1 WHERE amount = 2")
+    (use,) = [each for each in await audit(org) if each.invariant == "I6"]
+    assert (use.problem, use.expected, use.found) == (OF_LAST_DUE, "2", "3")
+
+
 async def subscribed(org: Organization) -> None:
     """A tenant that was on two plans in January, with a minimum and without any use, and is taxed."""
     minimum = price_pb2.Price(model=price_pb2.per_unit, currency="USD", unit_amount="0.01", minimum_amount="5")
@@ -197,6 +246,7 @@ USE = {"tenant_id", "event_type", "period_start"}
 OF_COPY = "the copy of a snapshot is not as the ledger has it"
 OF_COVER = "what an invoice covers is not what its lines count"
 OF_USE = "the lines of a period do not add up to the rating of its use"
+OF_LAST_DUE = "the lines of a period do not add up to what was last due of it"
 OF_FEE = "the lines of a base fee do not add up to what is due of it"
 OF_LOST = "use is neither covered nor pending"
 OF_SUBTOTAL = "an invoice's subtotal is not the sum of its lines"

@@ -50,8 +50,9 @@ class BilledUse:
 
     Attributes:
         quantity: Of all its snapshots.
-        is_covered: All of them are, and no void line that covered none waits to be billed again.
+        is_covered: All of them are, and nothing that the last line had counted as billed was voided since.
         billed: The sum of its finalized lines that are not void; None: there is none.
+        last_due: What was due when the last of them was made, less what that one had counted and is void by now.
         price_id: That of the oldest of them.
     """
 
@@ -61,6 +62,7 @@ class BilledUse:
     quantity: Decimal
     is_covered: bool
     billed: Decimal | None
+    last_due: Decimal | None
     price_id: UUID | None
 
 

@@ -179,17 +179,19 @@ def _lost_violation(snapshot: Snapshot) -> Violation:
 
 
 def _use_violations(use: BilledUse, prices: Mapping[UUID, PriceVersion]) -> Iterator[Violation]:
-    """I6: where all of a period's use is covered, its lines add up to its rating."""
-    if not use.is_covered or use.billed is None or use.price_id is None:
+    """I6: the lines add up to what was last due; where all of the period's use is covered, that is its rating."""
+    if use.billed is None or use.last_due is None:
         return
-    version = prices.get(use.price_id)
-    if version is None:
-        return  # said of its line
-    due = due_amount(version.price, use.quantity, subscribed=version.plan_id is not None)
+    due, problem = use.last_due, "the lines of a period do not add up to what was last due of it"
+    version = None if use.price_id is None else prices.get(use.price_id)
+    # Where there is none, that is said of its line.
+    if use.is_covered and version is not None:
+        due = due_amount(version.price, use.quantity, subscribed=version.plan_id is not None)
+        problem = "the lines of a period do not add up to the rating of its use"
     if due != use.billed:
         yield Violation(
             "I6",
-            "the lines of a period do not add up to the rating of its use",
+            problem,
             canonical(due),
             canonical(use.billed),
             {

@@ -73,13 +73,40 @@ async def list_tenants(connection: Connection, org_id: OrgId, *, after: str, lim
 
 
 async def load_billed_uses(connection: Connection, org_id: OrgId, tenant_ids: Sequence[str]) -> list[BilledUse]:
-    """All uses of the tenants that have a snapshot or a line."""
+    """All uses of the tenants that have a snapshot, or a line that is not void.
+
+    Void is for ever, and invoices are numbered and voided under the lock of the tenant's account: the last line that is
+    not void has counted all before it that are not void now. What it has counted beside them was voided since, whatever
+    clocks say, and is due again.
+    """
     rows = await connection.fetch(
         """
-        SELECT tenant_id, event_type, period_start, coalesce(quantity, 0) AS quantity,
-               coalesce(snapshots, 0) = coalesce(covered, 0) AND NOT coalesce(is_taken_back, false) AS is_covered,
-               billed, price_id
-        FROM (
+        WITH use_line AS MATERIALIZED (
+            SELECT line.tenant_id, line.event_type, line.period_start, line.line_id, line.price_id, line.amount,
+                   line.rated_amount, line.previously_billed, invoice.number, invoice.status = 'void' AS is_void
+            FROM billing.invoice_line AS line JOIN billing.invoice AS invoice USING (org_id, invoice_id)
+            WHERE line.org_id = $1 AND line.tenant_id = ANY($2::text[]) AND line.event_type IS NOT NULL
+        ), last_line AS (
+            SELECT DISTINCT ON (tenant_id, event_type, period_start)
+                   tenant_id, event_type, period_start, rated_amount,
+                   ARRAY(
+                       SELECT (billed->>'line_id')::uuid FROM json_array_elements(previously_billed) AS billed
+                   ) AS counted
+            FROM use_line WHERE NOT is_void
+            ORDER BY tenant_id, event_type, period_start, number DESC
+        ), billed AS (
+            SELECT tenant_id, event_type, period_start,
+                   sum(line.amount) FILTER (WHERE NOT is_void) AS billed,
+                   last_line.rated_amount - coalesce(
+                       sum(line.amount) FILTER (WHERE is_void AND line_id = ANY(counted)), 0
+                   ) AS last_due,
+                   -- A void line that covered nothing leaves no snapshot uncovered: until the next invoice only this
+                   -- tells that something is due again.
+                   bool_or(is_void AND line_id = ANY(counted)) AS is_taken_back,
+                   (array_agg(line.price_id ORDER BY line.number) FILTER (WHERE NOT is_void))[1] AS price_id
+            FROM use_line AS line JOIN last_line USING (tenant_id, event_type, period_start)
+            GROUP BY tenant_id, event_type, period_start, last_line.rated_amount
+        ), used AS (
             SELECT snapshot.tenant_id, snapshot.event_type, period.period_start, sum(snapshot.total) AS quantity,
                    count(*) AS snapshots, count(cover.invoice_id) AS covered
             FROM billing.snapshot AS snapshot
@@ -91,20 +118,11 @@ async def load_billed_uses(connection: Connection, org_id: OrgId, tenant_ids: Se
                 ON cover.org_id = snapshot.org_id AND cover.snapshot_id = snapshot.snapshot_id
             WHERE snapshot.org_id = $1 AND snapshot.tenant_id = ANY($2::text[])
             GROUP BY snapshot.tenant_id, snapshot.event_type, period.period_start
-        ) AS used
-        FULL JOIN (
-            SELECT line.tenant_id, line.event_type, line.period_start,
-                   sum(line.amount) FILTER (WHERE invoice.status <> 'void') AS billed,
-                   (array_agg(line.price_id ORDER BY invoice.number) FILTER (WHERE invoice.status <> 'void'))[1]
-                       AS price_id,
-                   -- A void line that covered nothing leaves no snapshot uncovered: until the next invoice only this
-                   -- tells that something is due again.
-                   max(invoice.voided_at) FILTER (WHERE line.snapshot_ids = '{}')
-                       >= max(invoice.issued_at) FILTER (WHERE invoice.status <> 'void') AS is_taken_back
-            FROM billing.invoice_line AS line JOIN billing.invoice AS invoice USING (org_id, invoice_id)
-            WHERE line.org_id = $1 AND line.tenant_id = ANY($2::text[]) AND line.event_type IS NOT NULL
-            GROUP BY line.tenant_id, line.event_type, line.period_start
-        ) AS billed USING (tenant_id, event_type, period_start)
+        )
+        SELECT tenant_id, event_type, period_start, coalesce(quantity, 0) AS quantity,
+               coalesce(snapshots, 0) = coalesce(covered, 0) AND NOT coalesce(is_taken_back, false) AS is_covered,
+               billed, last_due, price_id
+        FROM used FULL JOIN billed USING (tenant_id, event_type, period_start)
         ORDER BY tenant_id, period_start, event_type
         """,
         org_id,
