@@ -235,6 +235,13 @@ async def test_a_base_fee_with_a_void_line_that_does_not_add_up_is_named(
     assert (OF_FEE in {each.problem for each in await audit(org)}) == (not billed_again)
 
 
+async def test_a_price_of_a_plan_that_is_none_leaves_its_base_fee_compared(org: Organization, world: World) -> None:
+    await subscribed(org)
+    await world.admin.execute("UPDATE billing.price SET terms = jsonb_set(terms, '{unit_amount}', '\"x\"')")
+    await world.admin.execute("UPDATE billing.invoice_line SET amount = amount + 1 WHERE plan_id IS NOT NULL")
+    assert {OF_NO_PRICE, OF_FEE} <= {each.problem for each in await audit(org)}
+
+
 async def test_an_organization_that_billed_nothing_has_no_violation(org: Organization) -> None:
     assert await audit(org) == []
     org.seal(("acme", "req", "2026-01-03", "90"))
@@ -252,6 +259,9 @@ OF_LOST = "use is neither covered nor pending"
 OF_SUBTOTAL = "an invoice's subtotal is not the sum of its lines"
 OF_AMOUNT = "a line's amount is not what is due less what was billed"
 OF_RATED = "a line's rated amount is not that of its price and quantity"
+
+
+OF_NO_PRICE = "a line's price is none"
 
 
 @pytest.mark.parametrize(
@@ -327,6 +337,17 @@ OF_RATED = "a line's rated amount is not that of its price and quantity"
             """UPDATE billing.price SET terms = jsonb_set(terms, '{unit_amount}', '"0.334"') WHERE event_type = 'mb'""",
             [("I6", OF_USE, USE), ("I7", OF_RATED, {"invoice_id", "line_id"})],
             id="a price",
+        ),
+        pytest.param(
+            """UPDATE billing.price SET terms = jsonb_set(terms, '{unit_amount}', '"-0.333"')
+               WHERE event_type = 'mb'""",
+            [("I7", OF_NO_PRICE, {"invoice_id", "line_id"})],
+            id="a price that is none",
+        ),
+        pytest.param(
+            "UPDATE billing.price SET terms = '{}' WHERE event_type = 'mb'",
+            [("I7", OF_NO_PRICE, {"invoice_id", "line_id"})],
+            id="a price that is nothing at all",
         ),
         pytest.param(
             "DELETE FROM billing.price WHERE event_type = 'mb'",

@@ -24,8 +24,6 @@ from usameter_billing.domain.invoice import Snapshot
 from usameter_billing.domain.plan import Plan
 from usameter_billing.store import auditing as store
 from usameter_billing.store.ledger import load_snapshots, load_through_epoch
-from usameter_billing.store.plans import load_plans
-from usameter_billing.store.prices import load_prices_by_id
 from usameter_core.audit import VIOLATIONS_MAX, Violation, report_violations
 from usameter_core.decimals import CONTEXT, canonical
 from usameter_core.ids import OrgId, format_id
@@ -120,7 +118,7 @@ class InvoiceAudits:
         lost = await store.list_lost_snapshots(connection, org_id, tenant_ids)
         found += [_lost_violation(each) for each in (await load_snapshots(connection, org_id, lost)).values()]
         uses = await store.load_billed_uses(connection, org_id, tenant_ids)
-        prices = await load_prices_by_id(connection, org_id, [use.price_id for use in uses if use.price_id])
+        prices = await store.load_audited_prices(connection, org_id, [use.price_id for use in uses if use.price_id])
         found += [violation for use in uses for violation in _use_violations(use, prices)]
         found += [_fee_violation(each) for each in await store.list_fee_differences(connection, org_id, tenant_ids)]
         next_place = AuditPlace(Stage.INVOICES)
@@ -131,8 +129,8 @@ class InvoiceAudits:
     async def _audit_invoices(self, connection: Connection, org_id: OrgId, place: AuditPlace) -> Audited:
         invoices = await store.list_stored_invoices(connection, org_id, after=place.number, limit=self._invoices_max)
         lines = [line for invoice in invoices for line in invoice.lines]
-        prices = await load_prices_by_id(connection, org_id, [line.price_id for line in lines if line.price_id])
-        plans = await load_plans(connection, org_id, [line.plan_id for line in lines if line.plan_id])
+        prices = await store.load_audited_prices(connection, org_id, [line.price_id for line in lines if line.price_id])
+        plans = await store.load_audited_plans(connection, org_id, [line.plan_id for line in lines if line.plan_id])
         found: list[Violation] = []
         number = place.number
         for invoice in invoices:
@@ -178,13 +176,13 @@ def _lost_violation(snapshot: Snapshot) -> Violation:
     return Violation("I6", "use is neither covered nor pending", "one of both", "neither", _place_of(snapshot))
 
 
-def _use_violations(use: BilledUse, prices: Mapping[UUID, PriceVersion]) -> Iterator[Violation]:
+def _use_violations(use: BilledUse, prices: Mapping[UUID, PriceVersion | None]) -> Iterator[Violation]:
     """I6: the lines add up to what was last due; where all of the period's use is covered, that is its rating."""
     if use.billed is None or use.last_due is None:
         return
     due, problem = use.last_due, "the lines of a period do not add up to what was last due of it"
     version = None if use.price_id is None else prices.get(use.price_id)
-    # Where there is none, that is said of its line.
+    # Where there is none, its line says so.
     if use.is_covered and version is not None:
         due = due_amount(version.price, use.quantity, subscribed=version.plan_id is not None)
         problem = "the lines of a period do not add up to the rating of its use"
@@ -243,7 +241,7 @@ def _total_violations(invoice: StoredInvoice) -> Iterator[Violation]:
 
 
 def _line_violations(
-    invoice: StoredInvoice, line: StoredLine, prices: Mapping[UUID, PriceVersion], plans: Mapping[UUID, Plan]
+    invoice: StoredInvoice, line: StoredLine, prices: Mapping[UUID, PriceVersion | None], plans: Mapping[UUID, Plan]
 ) -> Iterator[Violation]:
     """I7: a line's amounts follow from its price and quantity, or from its plan and seconds."""
     place = {
@@ -251,7 +249,9 @@ def _line_violations(
         "line_id": format_id("lin", line.line_id),
     }
     rated = _rated_amount(line, prices, plans)
-    if rated is None:
+    if line.price_id in prices and prices[line.price_id] is None:
+        yield Violation("I7", "a line's price is none", "a price", "terms that describe none", place)
+    elif rated is None:
         yield Violation("I7", "a line's price or plan is missing", "one", "none", place)
     elif rated != line.rated_amount:
         problem = "a line's rated amount is not that of its price and quantity"
@@ -262,8 +262,10 @@ def _line_violations(
         yield Violation("I7", problem, canonical(amount), canonical(line.amount), place)
 
 
-def _rated_amount(line: StoredLine, prices: Mapping[UUID, PriceVersion], plans: Mapping[UUID, Plan]) -> Decimal | None:
-    """None where the price or the plan is not there."""
+def _rated_amount(
+    line: StoredLine, prices: Mapping[UUID, PriceVersion | None], plans: Mapping[UUID, Plan]
+) -> Decimal | None:
+    """None where the price or the plan is not there, or is none."""
     if line.price_id is not None and line.quantity is not None:
         version = prices.get(line.price_id)
         if version is None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from decimal import Decimal
+from decimal import Decimal, DecimalException
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import asyncpg
+import msgspec
 
 from usameter_billing.domain.auditing import BilledFeeSum, BilledUse, CoverDifference, StoredInvoice, StoredLine
+from usameter_billing.domain.plan import Plan, PlanInterval
+from usameter_billing.store.prices import PRICE_COLUMNS, price_from_row
 from usameter_core.audit import VIOLATIONS_MAX
+from usameter_core.errors import Internal, InvalidArgument
 from usameter_core.ids import OrgId
 from usameter_core.period import Period
 from usameter_core.postgres.pool import unavailable_without_postgres
+from usameter_proof.pricing import PriceVersion
 
 if TYPE_CHECKING:
     from usameter_core.postgres.pool import Connection, Pool
@@ -129,6 +134,50 @@ async def load_billed_uses(connection: Connection, org_id: OrgId, tenant_ids: Se
         tenant_ids,
     )
     return [BilledUse(**dict(row)) for row in rows]
+
+
+async def load_audited_prices(
+    connection: Connection, org_id: OrgId, price_ids: Sequence[UUID]
+) -> dict[UUID, PriceVersion | None]:
+    """The versions with these ids, as far as there are any; None is one whose terms describe no price."""
+    rows = await connection.fetch(
+        f"SELECT {PRICE_COLUMNS} FROM billing.price WHERE org_id = $1 AND price_id = ANY($2::uuid[])", org_id, price_ids
+    )
+    return {row["price_id"]: _price_or_none(row) for row in rows}
+
+
+def _price_or_none(row: asyncpg.Record) -> PriceVersion | None:
+    # What is wrong with a stored price must not end the audit that is to say so.
+    try:
+        return price_from_row(row)
+    except (InvalidArgument, Internal, msgspec.DecodeError, DecimalException):
+        return None
+
+
+async def load_audited_plans(connection: Connection, org_id: OrgId, plan_ids: Sequence[UUID]) -> dict[UUID, Plan]:
+    """The plans with these ids, as far as there are any, without their prices: those may be none."""
+    rows = await connection.fetch(
+        """
+        SELECT plan_id, name, base_fee, currency, interval, created_at FROM billing.plan
+        WHERE org_id = $1 AND plan_id = ANY($2::uuid[])
+        """,
+        org_id,
+        plan_ids,
+    )
+    return {row["plan_id"]: audited_plan_from_row(row) for row in rows}
+
+
+def audited_plan_from_row(row: asyncpg.Record) -> Plan:
+    """The only reader of an audited plan's row."""
+    return Plan(
+        plan_id=row["plan_id"],
+        name=row["name"],
+        base_fee=row["base_fee"],
+        currency=row["currency"],
+        interval=PlanInterval(row["interval"]),
+        prices=(),
+        created_at=row["created_at"],
+    )
 
 
 async def list_fee_differences(connection: Connection, org_id: OrgId, tenant_ids: Sequence[str]) -> list[BilledFeeSum]:
