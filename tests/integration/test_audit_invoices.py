@@ -262,6 +262,10 @@ OF_RATED = "a line's rated amount is not that of its price and quantity"
 
 
 OF_NO_PRICE = "a line's price is none"
+OF_QUANTITY = "a line's quantity is not that of its snapshots"
+OF_STRANGE = "a line covers a snapshot that is not of its use"
+OF_COUNT = "what a line counts as billed is not what was billed before it"
+LINE = {"invoice_id", "line_id"}
 
 
 @pytest.mark.parametrize(
@@ -269,7 +273,7 @@ OF_NO_PRICE = "a line's price is none"
     [
         pytest.param(
             "UPDATE billing.snapshot SET total = 91 WHERE total = 90",
-            [("I5", OF_COPY, COPY), ("I6", OF_USE, USE)],
+            [("I5", OF_COPY, COPY), ("I6", OF_USE, USE), *[("I6", OF_QUANTITY, LINE)] * 2],
             id="a snapshot's total",
         ),
         pytest.param(
@@ -330,8 +334,50 @@ OF_NO_PRICE = "a line's price is none"
         pytest.param(
             """UPDATE billing.invoice_line SET quantity = quantity + 1
                WHERE event_type = 'mb'""",
-            [("I7", OF_RATED, {"invoice_id", "line_id"})],
+            [("I6", OF_QUANTITY, LINE), ("I7", OF_RATED, LINE)],
             id="a line's quantity",
+        ),
+        pytest.param(
+            "UPDATE billing.invoice_line SET kind = 'TRUE_UP' WHERE event_type = 'mb'",
+            [("I7", "a line's kind is not that of its subject", LINE)],
+            id="a line's kind",
+        ),
+        pytest.param(
+            "UPDATE billing.invoice_line SET tenant_id = 'bolt' WHERE event_type = 'mb'",
+            [
+                ("I5", OF_STRANGE, {*LINE, "snapshot_id"}),
+                ("I6", OF_QUANTITY, LINE),
+                ("I6", OF_USE, USE),
+                ("I7", "a line is of another tenant than its invoice", LINE),
+            ],
+            id="a line's tenant",
+        ),
+        pytest.param(
+            """UPDATE billing.invoice_line SET event_type = 'other' WHERE event_type = 'mb'""",
+            [
+                ("I5", OF_STRANGE, {*LINE, "snapshot_id"}),
+                ("I6", OF_QUANTITY, LINE),
+                ("I6", OF_USE, USE),
+                ("I7", "a line's price is of another use", LINE),
+            ],
+            id="a line's event type",
+        ),
+        pytest.param(
+            """UPDATE billing.invoice_line SET previously_billed = '[]', rated_amount = amount
+               WHERE kind = 'TRUE_UP'""",
+            [
+                ("I6", OF_COUNT, LINE),
+                ("I7", "a line's kind is not that of its subject", LINE),
+                ("I7", OF_RATED, LINE),
+            ],
+            id="what a line counts as billed",
+        ),
+        pytest.param(
+            """UPDATE billing.invoice_line SET previously_billed =
+                   ('[{"invoice_id": "' || invoice_id || '", "line_id": "' || line_id || '", "amount": "0"}]')::json
+               WHERE event_type = 'mb'""",
+            [("I6", OF_COUNT, LINE), ("I7", "a line's kind is not that of its subject", LINE)],
+            id="a line that counts what was not billed before it",
         ),
         pytest.param(
             """UPDATE billing.price SET terms = jsonb_set(terms, '{unit_amount}', '"0.334"') WHERE event_type = 'mb'""",
@@ -389,6 +435,56 @@ async def test_what_is_tampered_with_is_named_and_nothing_else(
     found = await audit(org)
     assert told(found) == sorted(expected)
     assert all(each.expected != each.found for each in found)
+
+
+FREE_AT_FIRST = price_pb2.Price(
+    model=price_pb2.graduated,
+    currency="USD",
+    tiers=[price_pb2.PriceTier(up_to="1000", unit_amount="0"), price_pb2.PriceTier(unit_amount="0.02")],
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "problems"),
+    [
+        ("quantity = 900", {OF_QUANTITY}),
+        ("snapshot_ids = '{}'", {OF_COVER}),
+        ("snapshot_ids = ARRAY[gen_random_uuid()]", {OF_COVER, OF_STRANGE}),
+    ],
+)
+async def test_a_line_is_compared_with_its_use_also_where_no_amount_moves(
+    org: Organization, world: World, change: str, problems: set[str]
+) -> None:
+    await org.set_terms("req", FREE_AT_FIRST)
+    org.seal(("acme", "req", "2026-01-03", "90"))
+    await org.bill("acme")
+    assert await audit(org) == []
+    await world.admin.execute(f"UPDATE billing.invoice_line SET {change}")
+    assert {each.problem for each in await audit(org)} == problems
+
+
+async def test_the_quantity_of_a_void_line_is_compared(org: Organization, world: World) -> None:
+    await org.set_price("req", "0")
+    org.seal(("acme", "req", "2026-01-03", "90"))
+    voided = await org.bill("acme")
+    await org.void(voided.id)
+    org.seal(("acme", "req", "2026-01-04", "-4"))
+    await org.bill("acme")
+    assert await audit(org) == []
+    await world.admin.execute("UPDATE billing.invoice_line SET quantity = 86")
+    (found,) = await audit(org)
+    assert (found.problem, found.expected, found.found) == (OF_QUANTITY, "90", "86")
+    assert found.place.invoice_id == voided.id
+
+
+async def test_seconds_of_a_base_fee_that_are_no_days_are_named(org: Organization, world: World) -> None:
+    plan = await org.set_plan("Basic", "31")
+    await org.subscribe("acme", plan.id, JANUARY.start)
+    await org.bill("acme")
+    assert await audit(org) == []
+    await world.admin.execute("UPDATE billing.invoice_line SET fee_seconds = fee_seconds - 60")
+    found = await audit(org)
+    assert {each.problem for each in found} == {"a base fee's seconds are not days of its interval"}
 
 
 async def test_the_amounts_and_the_place_of_a_violation_are_exact(org: Organization, world: World) -> None:

@@ -94,11 +94,58 @@ class CoverDifference:
 
 
 @dataclass(frozen=True, slots=True)
+class QuantityDifference:
+    """A line's `quantity`, and the one that was `used` by the snapshots up to its invoice's `through_epoch`."""
+
+    invoice_id: UUID
+    line_id: UUID
+    quantity: Decimal
+    used: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class StrangeSnapshot:
+    """A snapshot that a line covers and that is of another use, of a later epoch, or not here."""
+
+    invoice_id: UUID
+    line_id: UUID
+    snapshot_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class CountDifference:
+    """What a line counts as billed before it and should not, or should and does not.
+
+    Attributes:
+        amount: Of the line that is counted, or should be.
+        is_void: Of its invoice; None: there is no such line of the same subject before.
+        is_alike: It has the price and the tax rate of the line that counts it.
+    """
+
+    invoice_id: UUID
+    line_id: UUID
+    counted_id: UUID | None
+    counted_invoice_id: UUID | None
+    amount: Decimal | None
+    is_void: bool | None
+    is_alike: bool | None
+    times_counted: int
+
+
+@dataclass(frozen=True, slots=True)
 class StoredLine:
-    """A finalized line as it is stored: of a use with its price and quantity, or of a fee with its plan and seconds."""
+    """A finalized line as it is stored: of a use with its price and quantity, or of a fee with its plan and seconds.
+
+    Attributes:
+        counted_lines: How many lines it counts as billed before.
+        previously_billed: The sum of their amounts.
+    """
 
     line_id: UUID
+    kind: str
+    tenant_id: str
     period: Period
+    event_type: str | None
     price_id: UUID | None
     quantity: Decimal | None
     plan_id: UUID | None
@@ -106,6 +153,7 @@ class StoredLine:
     tax_rate: Decimal
     rated_amount: Decimal
     amount: Decimal
+    counted_lines: int
     previously_billed: Decimal
 
 
@@ -115,6 +163,8 @@ class StoredInvoice:
 
     invoice_id: UUID
     number: int
+    tenant_id: str
+    period: Period
     currency: str
     subtotal: Decimal
     tax: Decimal

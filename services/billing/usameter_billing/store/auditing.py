@@ -286,7 +286,8 @@ async def list_stored_invoices(connection: Connection, org_id: OrgId, *, after: 
     """Finalized invoices by number, whatever their status, with their lines."""
     rows = await connection.fetch(
         """
-        SELECT invoice_id, number, currency, subtotal, tax, total FROM billing.invoice
+        SELECT invoice_id, number, tenant_id, period_start, period_end, currency, subtotal, tax, total
+        FROM billing.invoice
         WHERE org_id = $1 AND number > $2 ORDER BY number LIMIT $3
         """,
         org_id,
@@ -295,8 +296,8 @@ async def list_stored_invoices(connection: Connection, org_id: OrgId, *, after: 
     )
     line_rows = await connection.fetch(
         """
-        SELECT invoice_id, line_id, period_start, period_end, price_id, quantity, plan_id, fee_seconds, tax_rate,
-               rated_amount, amount, (
+        SELECT invoice_id, line_id, kind, tenant_id, period_start, period_end, event_type, price_id, quantity, plan_id,
+               fee_seconds, tax_rate, rated_amount, amount, json_array_length(previously_billed) AS counted_lines, (
                    SELECT coalesce(sum((billed->>'amount')::numeric), 0)
                    FROM json_array_elements(previously_billed) AS billed
                ) AS previously_billed
@@ -309,7 +310,22 @@ async def list_stored_invoices(connection: Connection, org_id: OrgId, *, after: 
     lines: dict[UUID, list[StoredLine]] = defaultdict(list)
     for row in line_rows:
         lines[row["invoice_id"]].append(stored_line_from_row(row))
-    return [StoredInvoice(**dict(row), lines=lines[row["invoice_id"]]) for row in rows]
+    return [stored_invoice_from_row(row, lines[row["invoice_id"]]) for row in rows]
+
+
+def stored_invoice_from_row(row: asyncpg.Record, lines: Sequence[StoredLine]) -> StoredInvoice:
+    """The only reader of an audited invoice's row."""
+    return StoredInvoice(
+        invoice_id=row["invoice_id"],
+        number=row["number"],
+        tenant_id=row["tenant_id"],
+        period=Period(row["period_start"], row["period_end"]),
+        currency=row["currency"],
+        subtotal=row["subtotal"],
+        tax=row["tax"],
+        total=row["total"],
+        lines=lines,
+    )
 
 
 def stored_line_from_row(row: asyncpg.Record) -> StoredLine:
@@ -317,7 +333,10 @@ def stored_line_from_row(row: asyncpg.Record) -> StoredLine:
     previously_billed: Decimal = row["previously_billed"]
     return StoredLine(
         line_id=row["line_id"],
+        kind=row["kind"],
+        tenant_id=row["tenant_id"],
         period=Period(row["period_start"], row["period_end"]),
+        event_type=row["event_type"],
         price_id=row["price_id"],
         quantity=row["quantity"],
         plan_id=row["plan_id"],
@@ -325,5 +344,6 @@ def stored_line_from_row(row: asyncpg.Record) -> StoredLine:
         tax_rate=row["tax_rate"],
         rated_amount=row["rated_amount"],
         amount=row["amount"],
+        counted_lines=row["counted_lines"],
         previously_billed=previously_billed,
     )
