@@ -170,3 +170,60 @@ class StoredInvoice:
     tax: Decimal
     total: Decimal
     lines: Sequence[StoredLine]
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceMoney:
+    """What became of an invoice.
+
+    Attributes:
+        credit_change: What it granted to its tenant's credit (> 0) or drew (< 0), less what was undone.
+        credited: The sum of the credit notes on it; so are `credited_subtotal` and `credited_tax`.
+        reduced: What of that reduced its amount due.
+        notes_not_granted: Credit notes whose `credit_granted` is not what the tenant's credit has of them.
+        notes_not_of_lines: Credit notes whose subtotal is not that of their lines.
+    """
+
+    invoice_id: UUID
+    is_void: bool
+    subtotal: Decimal
+    tax: Decimal
+    total: Decimal
+    amount_due: Decimal
+    amount_paid: Decimal
+    credit_change: Decimal
+    credited_subtotal: Decimal
+    credited_tax: Decimal
+    credited: Decimal
+    reduced: Decimal
+    notes_not_granted: int
+    notes_not_of_lines: int
+
+
+@dataclass(frozen=True, slots=True)
+class NegativeCredit:
+    """More was drawn than there was."""
+
+    tenant_id: str
+    currency: str
+    balance: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanEntry:
+    """An entry of a tenant's credit without the invoice or the credit note that made it."""
+
+    tenant_id: str
+    invoice_id: UUID
+    currency: str
+    amount: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class NoteNumbers:
+    """How many credit notes there are, the first and the last of their numbers, and the last that was given."""
+
+    notes: int
+    first: int
+    last: int
+    counted: int

@@ -1,4 +1,4 @@
-"""What finalized invoices say beside themselves, their prices and their plans (I7)."""
+"""What finalized invoices say beside themselves, their prices, plans and credit notes (I7)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from uuid import UUID
 
-from usameter_billing.domain.auditing import StoredInvoice, StoredLine
+from usameter_billing.domain.auditing import InvoiceMoney, NoteNumbers, StoredInvoice, StoredLine
 from usameter_billing.domain.invoice import LineKind
 from usameter_billing.domain.plan import Plan
 from usameter_core.audit import Violation
@@ -63,6 +63,52 @@ def line_violations(
     if amount != line.amount:
         problem = "a line's amount is not what is due less what was billed"
         yield Violation("I7", problem, canonical(amount), canonical(line.amount), place)
+
+
+def money_violations(money: InvoiceMoney) -> Iterator[Violation]:
+    """I7: what is due, was paid, drawn and credited is the total; no more is credited than there was."""
+    place = {"invoice_id": format_id("inv", money.invoice_id)}
+    with decimal.localcontext(CONTEXT):
+        for problem, expected, found in _money_faults(money):
+            yield Violation("I7", problem, expected, found, place)
+
+
+def _money_faults(money: InvoiceMoney) -> Iterator[_Fault]:
+    if money.is_void:
+        if money.credit_change:
+            yield "a void invoice has changed its tenant's credit", "0", canonical(money.credit_change)
+        if money.credited:
+            yield "a void invoice has credit notes", "0", canonical(money.credited)
+    elif money.total < 0:
+        if money.credit_change != -money.total:
+            problem = "a negative invoice did not grant what it comes to"
+            yield problem, canonical(-money.total), canonical(money.credit_change)
+    else:
+        accounted = money.amount_due + money.amount_paid + money.reduced - money.credit_change
+        if accounted != money.total:
+            problem = "what is due, paid, drawn and credited of an invoice is not its total"
+            yield problem, canonical(money.total), canonical(accounted)
+    for credited, whole in (
+        (money.credited_subtotal, money.subtotal),
+        (money.credited_tax, money.tax),
+        (money.credited, money.total),
+    ):
+        if not min(whole, _ZERO) <= credited <= max(whole, _ZERO):
+            yield "more is credited than the invoice has", f"up to {canonical(whole)}", canonical(credited)
+            break
+    if money.notes_not_granted:
+        problem = "what credit notes granted is not in their tenant's credit"
+        yield problem, "all of them", f"{money.notes_not_granted} not"
+    if money.notes_not_of_lines:
+        yield "credit notes are not the sums of their lines", "all of them", f"{money.notes_not_of_lines} not"
+
+
+def note_number_violations(numbers: NoteNumbers) -> Iterator[Violation]:
+    """I7: no number of a credit note is left out. Unique they are by a key of the table."""
+    if (numbers.notes, numbers.first, numbers.last) != (numbers.counted, 1, numbers.counted):
+        expected = f"{numbers.counted}, 1 to {numbers.counted}"
+        found = f"{numbers.notes}, {numbers.first} to {numbers.last}"
+        yield Violation("I7", "numbers of credit notes have a gap", expected, found)
 
 
 def line_place(invoice_id: UUID, line_id: UUID) -> dict[str, str | int]:

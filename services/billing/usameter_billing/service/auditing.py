@@ -15,6 +15,8 @@ from usameter_billing.domain.auditing import (
     BilledUse,
     CountDifference,
     CoverDifference,
+    NegativeCredit,
+    OrphanEntry,
     QuantityDifference,
     Stage,
     StrangeSnapshot,
@@ -23,11 +25,14 @@ from usameter_billing.domain.invoice import Snapshot
 from usameter_billing.domain.invoice_auditing import (
     line_place,
     line_violations,
+    money_violations,
+    note_number_violations,
     number_violations,
     total_violations,
 )
 from usameter_billing.store import auditing as store
 from usameter_billing.store import line_auditing as line_store
+from usameter_billing.store import money_auditing as money_store
 from usameter_billing.store.ledger import load_snapshots, load_through_epoch
 from usameter_core.audit import VIOLATIONS_MAX, Violation, report_violations
 from usameter_core.decimals import canonical
@@ -124,6 +129,10 @@ class InvoiceAudits:
         prices = await store.load_audited_prices(connection, org_id, [use.price_id for use in uses if use.price_id])
         found += [violation for use in uses for violation in _use_violations(use, prices)]
         found += [_fee_violation(each) for each in await store.list_fee_differences(connection, org_id, tenant_ids)]
+        negative = await money_store.list_negative_credit(connection, org_id, tenant_ids)
+        found += [_credit_violation(each) for each in negative]
+        orphans = await money_store.list_orphan_entries(connection, org_id, tenant_ids)
+        found += [_orphan_violation(each) for each in orphans]
         next_place = AuditPlace(Stage.INVOICES)
         if len(tenant_ids) == self._tenants_max:
             next_place = AuditPlace(Stage.TENANTS, tenant_id=tenant_ids[-1])
@@ -143,12 +152,15 @@ class InvoiceAudits:
                 found += line_violations(invoice, line, prices, plans)
             number = invoice.number
         ids = [invoice.invoice_id for invoice in invoices]
+        money = await money_store.load_invoice_money(connection, org_id, ids)
+        found += [violation for each in money.values() for violation in money_violations(each)]
         quantities = await line_store.list_quantity_differences(connection, org_id, ids)
         found += [_quantity_violation(each) for each in quantities]
         found += [_strange_violation(each) for each in await line_store.list_strange_snapshots(connection, org_id, ids)]
         found += [_count_violation(each) for each in await line_store.list_count_differences(connection, org_id, ids)]
         if len(invoices) == self._invoices_max:
             return Audited(len(invoices), found, AuditPlace(Stage.INVOICES, number=number))
+        found += note_number_violations(await money_store.load_note_numbers(connection, org_id))
         last = await store.load_last_number(connection, org_id)
         if last > number:
             found += number_violations(number + 1, last + 1)
@@ -220,6 +232,21 @@ def _fee_violation(fee: BilledFeeSum) -> Violation:
             "subscription_id": format_id("sub", fee.subscription_id),
             "period_start": fee.period_start.date().isoformat(),
         },
+    )
+
+
+def _credit_violation(credit: NegativeCredit) -> Violation:
+    problem = "a tenant's credit is below 0"
+    return Violation("I7", problem, "0 or more", canonical(credit.balance), {"tenant_id": credit.tenant_id})
+
+
+def _orphan_violation(entry: OrphanEntry) -> Violation:
+    return Violation(
+        "I7",
+        "no invoice or credit note made an entry of a tenant's credit",
+        "none",
+        f"{canonical(entry.amount)} {entry.currency}",
+        {"tenant_id": entry.tenant_id, "invoice_id": format_id("inv", entry.invoice_id)},
     )
 
 

@@ -39,6 +39,8 @@ async def open_moment(pool: Pool) -> AsyncIterator[Connection]:
             # As for generation (`store.ledger`): statistics may be older than most rows, and a plan that
             # compares each of many with every other would not end.
             await connection.execute("SET LOCAL enable_nestloop = off")
+            # What cannot do without nested loops looks so expensive then that it would be compiled each time.
+            await connection.execute("SET LOCAL jit = off")
             yield connection
 
 
