@@ -102,6 +102,55 @@ async def test_a_void_minimum_is_pending_until_it_is_billed_again(org: Organizat
     assert "the lines of a period do not add up to the rating of its use" in {each.problem for each in await audit(org)}
 
 
+MINIMUM = price_pb2.Price(model=price_pb2.per_unit, currency="USD", unit_amount="1", minimum_amount="5")
+
+
+async def minimum_and_use(org: Organization) -> invoice_pb2.Invoice:
+    """A minimum that was billed without use, and the use that came later; the invoice of the first."""
+    plan = await org.set_plan("Basic", "0", prices={"req": MINIMUM})
+    await org.subscribe("acme", plan.id, JANUARY.start)
+    without_use = await org.bill("acme")
+    org.seal(("acme", "req", "2026-01-10", "7"))
+    return without_use
+
+
+async def test_a_void_by_a_clock_that_is_behind_is_no_violation(org: Organization, world: World) -> None:
+    """I6: replicas' clocks differ, so the moments of invoices and voids do not tell their order."""
+    without_use = await minimum_and_use(org)
+    world.clock.advance(timedelta(seconds=5))
+    assert (await org.bill("acme")).total == "2.00"
+    world.clock.set(world.clock.now() - timedelta(seconds=1))
+    await org.void(without_use.id)
+    assert await audit(org) == []
+
+
+async def test_a_void_by_a_clock_that_is_ahead_hides_nothing(org: Organization, world: World) -> None:
+    without_use = await minimum_and_use(org)
+    assert (await org.bill("acme")).total == "2.00"
+    world.clock.advance(timedelta(seconds=5))
+    await org.void(without_use.id)
+    world.clock.set(world.clock.now() - timedelta(seconds=1))
+    assert (await org.bill("acme")).total == "5.00"
+    assert await audit(org) == []
+    await world.admin.execute("UPDATE billing.invoice_line SET amount = amount + 1 WHERE amount = 2")
+    assert OF_USE in {each.problem for each in await audit(org)}
+
+
+async def test_lines_of_a_period_that_is_not_covered_whole_add_up_too(org: Organization, world: World) -> None:
+    await org.set_price("req", "1")
+    org.seal(("acme", "req", "2026-01-10", "7"))
+    voided = await org.bill("acme")
+    org.seal(("acme", "req", "2026-01-11", "2"))
+    assert (await org.bill("acme")).total == "2.00"
+    await org.void(voided.id)
+    org.seal(("acme", "req", "2026-01-12", "4"))
+    await org.draft("acme")
+    assert await audit(org) == []
+    await world.admin.execute("UPDATE billing.invoice_line SET amount = amount + 1 WHERE amount = 2")
+    (use,) = [each for each in await audit(org) if each.invariant == "I6"]
+    assert (use.problem, use.expected, use.found) == (OF_LAST_DUE, "2", "3")
+
+
 async def subscribed(org: Organization) -> None:
     """A tenant that was on two plans in January, with a minimum and without any use, and is taxed."""
     minimum = price_pb2.Price(model=price_pb2.per_unit, currency="USD", unit_amount="0.01", minimum_amount="5")
@@ -186,6 +235,13 @@ async def test_a_base_fee_with_a_void_line_that_does_not_add_up_is_named(
     assert (OF_FEE in {each.problem for each in await audit(org)}) == (not billed_again)
 
 
+async def test_a_price_of_a_plan_that_is_none_leaves_its_base_fee_compared(org: Organization, world: World) -> None:
+    await subscribed(org)
+    await world.admin.execute("UPDATE billing.price SET terms = jsonb_set(terms, '{unit_amount}', '\"x\"')")
+    await world.admin.execute("UPDATE billing.invoice_line SET amount = amount + 1 WHERE plan_id IS NOT NULL")
+    assert {OF_NO_PRICE, OF_FEE} <= {each.problem for each in await audit(org)}
+
+
 async def test_an_organization_that_billed_nothing_has_no_violation(org: Organization) -> None:
     assert await audit(org) == []
     org.seal(("acme", "req", "2026-01-03", "90"))
@@ -197,6 +253,7 @@ USE = {"tenant_id", "event_type", "period_start"}
 OF_COPY = "the copy of a snapshot is not as the ledger has it"
 OF_COVER = "what an invoice covers is not what its lines count"
 OF_USE = "the lines of a period do not add up to the rating of its use"
+OF_LAST_DUE = "the lines of a period do not add up to what was last due of it"
 OF_FEE = "the lines of a base fee do not add up to what is due of it"
 OF_LOST = "use is neither covered nor pending"
 OF_SUBTOTAL = "an invoice's subtotal is not the sum of its lines"
@@ -204,12 +261,19 @@ OF_AMOUNT = "a line's amount is not what is due less what was billed"
 OF_RATED = "a line's rated amount is not that of its price and quantity"
 
 
+OF_NO_PRICE = "a line's price is none"
+OF_QUANTITY = "a line's quantity is not that of its snapshots"
+OF_STRANGE = "a line covers a snapshot that is not of its use"
+OF_COUNT = "what a line counts as billed is not what was billed before it"
+LINE = {"invoice_id", "line_id"}
+
+
 @pytest.mark.parametrize(
     ("statement", "expected"),
     [
         pytest.param(
             "UPDATE billing.snapshot SET total = 91 WHERE total = 90",
-            [("I5", OF_COPY, COPY), ("I6", OF_USE, USE)],
+            [("I5", OF_COPY, COPY), ("I6", OF_USE, USE), *[("I6", OF_QUANTITY, LINE)] * 2],
             id="a snapshot's total",
         ),
         pytest.param(
@@ -270,13 +334,66 @@ OF_RATED = "a line's rated amount is not that of its price and quantity"
         pytest.param(
             """UPDATE billing.invoice_line SET quantity = quantity + 1
                WHERE event_type = 'mb'""",
-            [("I7", OF_RATED, {"invoice_id", "line_id"})],
+            [("I6", OF_QUANTITY, LINE), ("I7", OF_RATED, LINE)],
             id="a line's quantity",
+        ),
+        pytest.param(
+            "UPDATE billing.invoice_line SET kind = 'TRUE_UP' WHERE event_type = 'mb'",
+            [("I7", "a line's kind is not that of its subject", LINE)],
+            id="a line's kind",
+        ),
+        pytest.param(
+            "UPDATE billing.invoice_line SET tenant_id = 'bolt' WHERE event_type = 'mb'",
+            [
+                ("I5", OF_STRANGE, {*LINE, "snapshot_id"}),
+                ("I6", OF_QUANTITY, LINE),
+                ("I6", OF_USE, USE),
+                ("I7", "a line is of another tenant than its invoice", LINE),
+            ],
+            id="a line's tenant",
+        ),
+        pytest.param(
+            """UPDATE billing.invoice_line SET event_type = 'other' WHERE event_type = 'mb'""",
+            [
+                ("I5", OF_STRANGE, {*LINE, "snapshot_id"}),
+                ("I6", OF_QUANTITY, LINE),
+                ("I6", OF_USE, USE),
+                ("I7", "a line's price is of another use", LINE),
+            ],
+            id="a line's event type",
+        ),
+        pytest.param(
+            """UPDATE billing.invoice_line SET previously_billed = '[]', rated_amount = amount
+               WHERE kind = 'TRUE_UP'""",
+            [
+                ("I6", OF_COUNT, LINE),
+                ("I7", "a line's kind is not that of its subject", LINE),
+                ("I7", OF_RATED, LINE),
+            ],
+            id="what a line counts as billed",
+        ),
+        pytest.param(
+            """UPDATE billing.invoice_line SET previously_billed =
+                   ('[{"invoice_id": "' || invoice_id || '", "line_id": "' || line_id || '", "amount": "0"}]')::json
+               WHERE event_type = 'mb'""",
+            [("I6", OF_COUNT, LINE), ("I7", "a line's kind is not that of its subject", LINE)],
+            id="a line that counts what was not billed before it",
         ),
         pytest.param(
             """UPDATE billing.price SET terms = jsonb_set(terms, '{unit_amount}', '"0.334"') WHERE event_type = 'mb'""",
             [("I6", OF_USE, USE), ("I7", OF_RATED, {"invoice_id", "line_id"})],
             id="a price",
+        ),
+        pytest.param(
+            """UPDATE billing.price SET terms = jsonb_set(terms, '{unit_amount}', '"-0.333"')
+               WHERE event_type = 'mb'""",
+            [("I7", OF_NO_PRICE, {"invoice_id", "line_id"})],
+            id="a price that is none",
+        ),
+        pytest.param(
+            "UPDATE billing.price SET terms = '{}' WHERE event_type = 'mb'",
+            [("I7", OF_NO_PRICE, {"invoice_id", "line_id"})],
+            id="a price that is nothing at all",
         ),
         pytest.param(
             "DELETE FROM billing.price WHERE event_type = 'mb'",
@@ -318,6 +435,122 @@ async def test_what_is_tampered_with_is_named_and_nothing_else(
     found = await audit(org)
     assert told(found) == sorted(expected)
     assert all(each.expected != each.found for each in found)
+
+
+FREE_AT_FIRST = price_pb2.Price(
+    model=price_pb2.graduated,
+    currency="USD",
+    tiers=[price_pb2.PriceTier(up_to="1000", unit_amount="0"), price_pb2.PriceTier(unit_amount="0.02")],
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "problems"),
+    [
+        ("quantity = 900", {OF_QUANTITY}),
+        ("snapshot_ids = '{}'", {OF_COVER}),
+        ("snapshot_ids = ARRAY[gen_random_uuid()]", {OF_COVER, OF_STRANGE}),
+    ],
+)
+async def test_a_line_is_compared_with_its_use_also_where_no_amount_moves(
+    org: Organization, world: World, change: str, problems: set[str]
+) -> None:
+    await org.set_terms("req", FREE_AT_FIRST)
+    org.seal(("acme", "req", "2026-01-03", "90"))
+    await org.bill("acme")
+    assert await audit(org) == []
+    await world.admin.execute(f"UPDATE billing.invoice_line SET {change}")
+    assert {each.problem for each in await audit(org)} == problems
+
+
+async def test_the_quantity_of_a_void_line_is_compared(org: Organization, world: World) -> None:
+    await org.set_price("req", "0")
+    org.seal(("acme", "req", "2026-01-03", "90"))
+    voided = await org.bill("acme")
+    await org.void(voided.id)
+    org.seal(("acme", "req", "2026-01-04", "-4"))
+    await org.bill("acme")
+    assert await audit(org) == []
+    await world.admin.execute("UPDATE billing.invoice_line SET quantity = 86")
+    (found,) = await audit(org)
+    assert (found.problem, found.expected, found.found) == (OF_QUANTITY, "90", "86")
+    assert found.place.invoice_id == voided.id
+
+
+async def test_seconds_of_a_base_fee_that_are_no_days_are_named(org: Organization, world: World) -> None:
+    plan = await org.set_plan("Basic", "31")
+    await org.subscribe("acme", plan.id, JANUARY.start)
+    await org.bill("acme")
+    assert await audit(org) == []
+    await world.admin.execute("UPDATE billing.invoice_line SET fee_seconds = fee_seconds - 60")
+    found = await audit(org)
+    assert {each.problem for each in found} == {"a base fee's seconds are not days of its interval"}
+
+
+OF_MONEY = "what is due, paid, drawn and credited of an invoice is not its total"
+OF_GRANTED = "what credit notes granted is not in their tenant's credit"
+OF_ORPHAN = "no invoice or credit note made an entry of a tenant's credit"
+
+
+async def moved_money(org: Organization) -> None:
+    """A paid invoice with a credit note, a negative one, and one that draws on the credit of both and is reduced."""
+    await org.set_price("req", "1")
+    await org.set_settings("acme", tax_rate="19")
+    org.seal(("acme", "req", "2026-01-03", "90"))
+    first = await org.bill("acme")
+    await org.mark_paid(first.id)
+    await org.credit(first.id, "10.00")
+    org.seal(("acme", "req", "2026-01-03", "-7"))
+    await org.bill("acme")
+    org.seal(("acme", "req", "2026-02-03", "70"))
+    third = await org.bill("acme", FEBRUARY)
+    await org.credit(third.id, "5.00")
+    assert await audit(org) == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "problems"),
+    [
+        ("UPDATE billing.invoice SET amount_due = amount_due - 1 WHERE number = 3", {OF_MONEY}),
+        ("UPDATE billing.invoice SET amount_paid = amount_paid - 1 WHERE number = 1", {OF_MONEY}),
+        (
+            "UPDATE billing.credit_entry SET amount = amount - 1 WHERE kind = 'DRAWN'",
+            {OF_MONEY, "a tenant's credit is below 0"},
+        ),
+        ("UPDATE billing.credit_entry SET amount = amount + 1 WHERE credit_note_id IS NOT NULL", {OF_GRANTED}),
+        ("UPDATE billing.credit_entry SET tenant_id = 'x' WHERE kind = 'DRAWN'", {OF_MONEY}),
+        (
+            """INSERT INTO billing.credit_entry SELECT org_id, tenant_id, currency, gen_random_uuid(), kind, 5,
+               gen_random_uuid(), NULL, created_at FROM billing.credit_entry WHERE credit_note_id IS NOT NULL""",
+            {OF_ORPHAN},
+        ),
+        (
+            "DELETE FROM billing.credit_entry WHERE amount > 0 AND credit_note_id IS NULL",
+            {"a negative invoice did not grant what it comes to", "a tenant's credit is below 0"},
+        ),
+        ("UPDATE billing.credit_note SET number = 5 WHERE number = 1", {"numbers of credit notes have a gap"}),
+        ("UPDATE billing.credit_note_number SET last_number = 3", {"numbers of credit notes have a gap"}),
+        (
+            "UPDATE billing.credit_note SET subtotal = subtotal + 90, total = total + 90, "
+            "credit_granted = credit_granted + 90 WHERE number = 1",
+            {OF_GRANTED, "more is credited than the invoice has"},
+        ),
+        (
+            """INSERT INTO billing.credit_note_line
+               SELECT org_id, credit_note_id, 1, gen_random_uuid(), 1, 0 FROM billing.credit_note WHERE number = 1""",
+            {"credit notes are not the sums of their lines"},
+        ),
+    ],
+)
+async def test_money_that_does_not_add_up_is_named(
+    org: Organization, world: World, statement: str, problems: set[str]
+) -> None:
+    """I7: what is still due, what was paid, credited and drawn, and the credit of the tenant."""
+    await moved_money(org)
+    await world.admin.execute(statement)
+    found = await audit(org)
+    assert {each.problem for each in found} == problems
+    assert {each.invariant for each in found} == {"I7"}
 
 
 async def test_the_amounts_and_the_place_of_a_violation_are_exact(org: Organization, world: World) -> None:

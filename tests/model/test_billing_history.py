@@ -18,6 +18,7 @@ import grpc.aio
 import pytest
 
 from tests.conftest import Database
+from tests.support.auditing import audit_billing
 from tests.support.billing import FEBRUARY, JANUARY, Organization, World, open_world
 from tests.support.services import reason_of
 from usameter.billing.v1 import invoice_pb2
@@ -214,6 +215,7 @@ async def test_whatever_happens_to_invoices_every_use_is_billed_once_to_the_cent
         for step in itertools.count(1):
             await history.step()
             await check(world, org)
+            assert await audit_billing(org.channel, org.metadata) == [], "no false alarm"
             if step >= STEPS and all(history.done[name] for name in ("void", "credit", "bill")):
                 break
         rates = {subject: rated(subject[1], quantity) for subject, quantity in history.used.items()}

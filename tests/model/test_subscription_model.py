@@ -19,6 +19,7 @@ import grpc.aio
 import pytest
 
 from tests.conftest import Database
+from tests.support.auditing import audit_billing
 from tests.support.billing import Organization, World, open_world
 from tests.support.services import details_of, reason_of
 from usameter.billing.v1 import invoice_pb2, plan_pb2, price_pb2, subscription_pb2
@@ -149,6 +150,7 @@ async def test_whatever_the_history_fees_and_use_add_up_to_what_the_days_cost(wo
                 await history.random.choice(steps)()
             except grpc.aio.AioRpcError as error:
                 assert reason_of(error) in EXPECTED, error
+            assert await audit_billing(org.channel, org.metadata) == [], "no false alarm"
         await settle(history)
         await check(history)
 

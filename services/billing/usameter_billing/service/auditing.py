@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import decimal
 from collections.abc import Iterator, Mapping, Sequence
-from decimal import Decimal
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -15,22 +13,32 @@ from usameter_billing.domain.auditing import (
     AuditPlace,
     BilledFeeSum,
     BilledUse,
+    CountDifference,
     CoverDifference,
+    NegativeCredit,
+    OrphanEntry,
+    QuantityDifference,
     Stage,
-    StoredInvoice,
-    StoredLine,
+    StrangeSnapshot,
 )
 from usameter_billing.domain.invoice import Snapshot
-from usameter_billing.domain.plan import Plan
+from usameter_billing.domain.invoice_auditing import (
+    line_place,
+    line_violations,
+    money_violations,
+    note_number_violations,
+    number_violations,
+    total_violations,
+)
 from usameter_billing.store import auditing as store
+from usameter_billing.store import line_auditing as line_store
+from usameter_billing.store import money_auditing as money_store
 from usameter_billing.store.ledger import load_snapshots, load_through_epoch
-from usameter_billing.store.plans import load_plans
-from usameter_billing.store.prices import load_prices_by_id
 from usameter_core.audit import VIOLATIONS_MAX, Violation, report_violations
-from usameter_core.decimals import CONTEXT, canonical
+from usameter_core.decimals import canonical
 from usameter_core.ids import OrgId, format_id
 from usameter_proof.pricing import PriceVersion
-from usameter_proof.rating import due_amount, prorated_fee, tax_amount
+from usameter_proof.rating import due_amount
 
 if TYPE_CHECKING:
     from usameter_core.postgres.pool import Connection, Pool
@@ -39,8 +47,6 @@ if TYPE_CHECKING:
 SNAPSHOTS_MAX = 20_000
 TENANTS_MAX = 100
 INVOICES_MAX = 500
-
-_ZERO = Decimal(0)
 
 
 class InvoiceAudits:
@@ -120,9 +126,13 @@ class InvoiceAudits:
         lost = await store.list_lost_snapshots(connection, org_id, tenant_ids)
         found += [_lost_violation(each) for each in (await load_snapshots(connection, org_id, lost)).values()]
         uses = await store.load_billed_uses(connection, org_id, tenant_ids)
-        prices = await load_prices_by_id(connection, org_id, [use.price_id for use in uses if use.price_id])
+        prices = await store.load_audited_prices(connection, org_id, [use.price_id for use in uses if use.price_id])
         found += [violation for use in uses for violation in _use_violations(use, prices)]
         found += [_fee_violation(each) for each in await store.list_fee_differences(connection, org_id, tenant_ids)]
+        negative = await money_store.list_negative_credit(connection, org_id, tenant_ids)
+        found += [_credit_violation(each) for each in negative]
+        orphans = await money_store.list_orphan_entries(connection, org_id, tenant_ids)
+        found += [_orphan_violation(each) for each in orphans]
         next_place = AuditPlace(Stage.INVOICES)
         if len(tenant_ids) == self._tenants_max:
             next_place = AuditPlace(Stage.TENANTS, tenant_id=tenant_ids[-1])
@@ -131,21 +141,29 @@ class InvoiceAudits:
     async def _audit_invoices(self, connection: Connection, org_id: OrgId, place: AuditPlace) -> Audited:
         invoices = await store.list_stored_invoices(connection, org_id, after=place.number, limit=self._invoices_max)
         lines = [line for invoice in invoices for line in invoice.lines]
-        prices = await load_prices_by_id(connection, org_id, [line.price_id for line in lines if line.price_id])
-        plans = await load_plans(connection, org_id, [line.plan_id for line in lines if line.plan_id])
+        prices = await store.load_audited_prices(connection, org_id, [line.price_id for line in lines if line.price_id])
+        plans = await store.load_audited_plans(connection, org_id, [line.plan_id for line in lines if line.plan_id])
         found: list[Violation] = []
         number = place.number
         for invoice in invoices:
-            found += _number_violations(number + 1, invoice.number)
-            found += _total_violations(invoice)
+            found += number_violations(number + 1, invoice.number)
+            found += total_violations(invoice)
             for line in invoice.lines:
-                found += _line_violations(invoice, line, prices, plans)
+                found += line_violations(invoice, line, prices, plans)
             number = invoice.number
+        ids = [invoice.invoice_id for invoice in invoices]
+        money = await money_store.load_invoice_money(connection, org_id, ids)
+        found += [violation for each in money.values() for violation in money_violations(each)]
+        quantities = await line_store.list_quantity_differences(connection, org_id, ids)
+        found += [_quantity_violation(each) for each in quantities]
+        found += [_strange_violation(each) for each in await line_store.list_strange_snapshots(connection, org_id, ids)]
+        found += [_count_violation(each) for each in await line_store.list_count_differences(connection, org_id, ids)]
         if len(invoices) == self._invoices_max:
             return Audited(len(invoices), found, AuditPlace(Stage.INVOICES, number=number))
+        found += note_number_violations(await money_store.load_note_numbers(connection, org_id))
         last = await store.load_last_number(connection, org_id)
         if last > number:
-            found += _number_violations(number + 1, last + 1)
+            found += number_violations(number + 1, last + 1)
         elif last < number:
             found.append(Violation("I7", "a number was not counted", str(number), str(last)))
         return Audited(len(invoices), found, None)
@@ -178,18 +196,20 @@ def _lost_violation(snapshot: Snapshot) -> Violation:
     return Violation("I6", "use is neither covered nor pending", "one of both", "neither", _place_of(snapshot))
 
 
-def _use_violations(use: BilledUse, prices: Mapping[UUID, PriceVersion]) -> Iterator[Violation]:
-    """I6: where all of a period's use is covered, its lines add up to its rating."""
-    if not use.is_covered or use.billed is None or use.price_id is None:
+def _use_violations(use: BilledUse, prices: Mapping[UUID, PriceVersion | None]) -> Iterator[Violation]:
+    """I6: the lines add up to what was last due; where all of the period's use is covered, that is its rating."""
+    if use.billed is None or use.last_due is None:
         return
-    version = prices.get(use.price_id)
-    if version is None:
-        return  # said of its line
-    due = due_amount(version.price, use.quantity, subscribed=version.plan_id is not None)
+    due, problem = use.last_due, "the lines of a period do not add up to what was last due of it"
+    version = None if use.price_id is None else prices.get(use.price_id)
+    # Where there is none, its line says so.
+    if use.is_covered and version is not None:
+        due = due_amount(version.price, use.quantity, subscribed=version.plan_id is not None)
+        problem = "the lines of a period do not add up to the rating of its use"
     if due != use.billed:
         yield Violation(
             "I6",
-            "the lines of a period do not add up to the rating of its use",
+            problem,
             canonical(due),
             canonical(use.billed),
             {
@@ -215,62 +235,64 @@ def _fee_violation(fee: BilledFeeSum) -> Violation:
     )
 
 
-def _number_violations(expected: int, found: int) -> Iterator[Violation]:
-    """I7: no number is left out. Unique they are by a key of the table."""
-    if expected != found:
-        missing = f"{expected}" if found == expected + 1 else f"{expected} to {found - 1}"
-        yield Violation("I7", "a number is missing", f"invoice {missing}", "none")
+def _credit_violation(credit: NegativeCredit) -> Violation:
+    problem = "a tenant's credit is below 0"
+    return Violation("I7", problem, "0 or more", canonical(credit.balance), {"tenant_id": credit.tenant_id})
 
 
-def _total_violations(invoice: StoredInvoice) -> Iterator[Violation]:
-    """I7: the total is lines and tax."""
-    by_rate: dict[Decimal, Decimal] = {}
-    for line in invoice.lines:
-        by_rate[line.tax_rate] = CONTEXT.add(by_rate.get(line.tax_rate, _ZERO), line.amount)
-    with decimal.localcontext(CONTEXT):
-        subtotal = sum(by_rate.values(), _ZERO)
-        tax = sum((tax_amount(amount, rate, invoice.currency) for rate, amount in by_rate.items()), _ZERO)
-    place = {"invoice_id": format_id("inv", invoice.invoice_id)}
-    for problem, expected, found in (
-        ("an invoice's subtotal is not the sum of its lines", subtotal, invoice.subtotal),
-        ("an invoice's tax is not that of its lines", tax, invoice.tax),
-        ("an invoice's total is not subtotal and tax", CONTEXT.add(invoice.subtotal, invoice.tax), invoice.total),
-    ):
-        if expected != found:
-            yield Violation("I7", problem, canonical(expected), canonical(found), place)
+def _orphan_violation(entry: OrphanEntry) -> Violation:
+    return Violation(
+        "I7",
+        "no invoice or credit note made an entry of a tenant's credit",
+        "none",
+        f"{canonical(entry.amount)} {entry.currency}",
+        {"tenant_id": entry.tenant_id, "invoice_id": format_id("inv", entry.invoice_id)},
+    )
 
 
-def _line_violations(
-    invoice: StoredInvoice, line: StoredLine, prices: Mapping[UUID, PriceVersion], plans: Mapping[UUID, Plan]
-) -> Iterator[Violation]:
-    """I7: a line's amounts follow from its price and quantity, or from its plan and seconds."""
-    place = {
-        "invoice_id": format_id("inv", invoice.invoice_id),
-        "line_id": format_id("lin", line.line_id),
-    }
-    rated = _rated_amount(line, prices, plans)
-    if rated is None:
-        yield Violation("I7", "a line's price or plan is missing", "one", "none", place)
-    elif rated != line.rated_amount:
-        problem = "a line's rated amount is not that of its price and quantity"
-        yield Violation("I7", problem, canonical(rated), canonical(line.rated_amount), place)
-    amount = CONTEXT.subtract(line.rated_amount, line.previously_billed)
-    if amount != line.amount:
-        problem = "a line's amount is not what is due less what was billed"
-        yield Violation("I7", problem, canonical(amount), canonical(line.amount), place)
+def _quantity_violation(difference: QuantityDifference) -> Violation:
+    """I6: what was rated is what was used."""
+    return Violation(
+        "I6",
+        "a line's quantity is not that of its snapshots",
+        canonical(difference.used),
+        canonical(difference.quantity),
+        line_place(difference.invoice_id, difference.line_id),
+    )
 
 
-def _rated_amount(line: StoredLine, prices: Mapping[UUID, PriceVersion], plans: Mapping[UUID, Plan]) -> Decimal | None:
-    """None where the price or the plan is not there."""
-    if line.price_id is not None and line.quantity is not None:
-        version = prices.get(line.price_id)
-        if version is None:
-            return None
-        return due_amount(version.price, line.quantity, subscribed=version.plan_id is not None)
-    plan = None if line.plan_id is None else plans.get(line.plan_id)
-    if plan is None or line.fee_seconds is None:
-        return None
-    return prorated_fee(plan.base_fee, plan.currency, seconds=line.fee_seconds, interval_seconds=line.period.seconds)
+def _strange_violation(strange: StrangeSnapshot) -> Violation:
+    """I5: a line covers snapshots of its own use."""
+    return Violation(
+        "I5",
+        "a line covers a snapshot that is not of its use",
+        "of its tenant, type, period and epochs",
+        "another, or none that is here",
+        {
+            **line_place(strange.invoice_id, strange.line_id),
+            "snapshot_id": format_id("snp", strange.snapshot_id),
+        },
+    )
+
+
+def _count_violation(difference: CountDifference) -> Violation:
+    """I6: what a line takes off was billed before it."""
+    counted = "a line without an id" if difference.counted_id is None else format_id("lin", difference.counted_id)
+    amount = "no amount" if difference.amount is None else canonical(difference.amount)
+    found = f"counted {difference.times_counted} times"
+    if difference.is_void is None:
+        expected = "no such line before it"
+    elif difference.times_counted == 1:
+        expected, found = "of one price and tax rate", "of another"
+    else:
+        expected = "counted at most once" if difference.is_void else "counted once"
+    return Violation(
+        "I6",
+        "what a line counts as billed is not what was billed before it",
+        f"{counted}, {amount}: {expected}",
+        f"{counted}, {amount}: {found}",
+        line_place(difference.invoice_id, difference.line_id),
+    )
 
 
 def _place_of(snapshot: Snapshot) -> dict[str, str | int]:

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from decimal import Decimal
+from decimal import Decimal, DecimalException
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import asyncpg
+import msgspec
 
 from usameter_billing.domain.auditing import BilledFeeSum, BilledUse, CoverDifference, StoredInvoice, StoredLine
+from usameter_billing.domain.plan import Plan, PlanInterval
+from usameter_billing.store.prices import PRICE_COLUMNS, price_from_row
 from usameter_core.audit import VIOLATIONS_MAX
+from usameter_core.errors import Internal, InvalidArgument
 from usameter_core.ids import OrgId
 from usameter_core.period import Period
 from usameter_core.postgres.pool import unavailable_without_postgres
+from usameter_proof.pricing import PriceVersion
 
 if TYPE_CHECKING:
     from usameter_core.postgres.pool import Connection, Pool
@@ -34,6 +39,8 @@ async def open_moment(pool: Pool) -> AsyncIterator[Connection]:
             # As for generation (`store.ledger`): statistics may be older than most rows, and a plan that
             # compares each of many with every other would not end.
             await connection.execute("SET LOCAL enable_nestloop = off")
+            # What cannot do without nested loops looks so expensive then that it would be compiled each time.
+            await connection.execute("SET LOCAL jit = off")
             yield connection
 
 
@@ -73,13 +80,40 @@ async def list_tenants(connection: Connection, org_id: OrgId, *, after: str, lim
 
 
 async def load_billed_uses(connection: Connection, org_id: OrgId, tenant_ids: Sequence[str]) -> list[BilledUse]:
-    """All uses of the tenants that have a snapshot or a line."""
+    """All uses of the tenants that have a snapshot, or a line that is not void.
+
+    Void is for ever, and invoices are numbered and voided under the lock of the tenant's account: the last line that is
+    not void has counted all before it that are not void now. What it has counted beside them was voided since, whatever
+    clocks say, and is due again.
+    """
     rows = await connection.fetch(
         """
-        SELECT tenant_id, event_type, period_start, coalesce(quantity, 0) AS quantity,
-               coalesce(snapshots, 0) = coalesce(covered, 0) AND NOT coalesce(is_taken_back, false) AS is_covered,
-               billed, price_id
-        FROM (
+        WITH use_line AS MATERIALIZED (
+            SELECT line.tenant_id, line.event_type, line.period_start, line.line_id, line.price_id, line.amount,
+                   line.rated_amount, line.previously_billed, invoice.number, invoice.status = 'void' AS is_void
+            FROM billing.invoice_line AS line JOIN billing.invoice AS invoice USING (org_id, invoice_id)
+            WHERE line.org_id = $1 AND line.tenant_id = ANY($2::text[]) AND line.event_type IS NOT NULL
+        ), last_line AS (
+            SELECT DISTINCT ON (tenant_id, event_type, period_start)
+                   tenant_id, event_type, period_start, rated_amount,
+                   ARRAY(
+                       SELECT (billed->>'line_id')::uuid FROM json_array_elements(previously_billed) AS billed
+                   ) AS counted
+            FROM use_line WHERE NOT is_void
+            ORDER BY tenant_id, event_type, period_start, number DESC
+        ), billed AS (
+            SELECT tenant_id, event_type, period_start,
+                   sum(line.amount) FILTER (WHERE NOT is_void) AS billed,
+                   last_line.rated_amount - coalesce(
+                       sum(line.amount) FILTER (WHERE is_void AND line_id = ANY(counted)), 0
+                   ) AS last_due,
+                   -- A void line that covered nothing leaves no snapshot uncovered: until the next invoice only this
+                   -- tells that something is due again.
+                   bool_or(is_void AND line_id = ANY(counted)) AS is_taken_back,
+                   (array_agg(line.price_id ORDER BY line.number) FILTER (WHERE NOT is_void))[1] AS price_id
+            FROM use_line AS line JOIN last_line USING (tenant_id, event_type, period_start)
+            GROUP BY tenant_id, event_type, period_start, last_line.rated_amount
+        ), used AS (
             SELECT snapshot.tenant_id, snapshot.event_type, period.period_start, sum(snapshot.total) AS quantity,
                    count(*) AS snapshots, count(cover.invoice_id) AS covered
             FROM billing.snapshot AS snapshot
@@ -91,26 +125,61 @@ async def load_billed_uses(connection: Connection, org_id: OrgId, tenant_ids: Se
                 ON cover.org_id = snapshot.org_id AND cover.snapshot_id = snapshot.snapshot_id
             WHERE snapshot.org_id = $1 AND snapshot.tenant_id = ANY($2::text[])
             GROUP BY snapshot.tenant_id, snapshot.event_type, period.period_start
-        ) AS used
-        FULL JOIN (
-            SELECT line.tenant_id, line.event_type, line.period_start,
-                   sum(line.amount) FILTER (WHERE invoice.status <> 'void') AS billed,
-                   (array_agg(line.price_id ORDER BY invoice.number) FILTER (WHERE invoice.status <> 'void'))[1]
-                       AS price_id,
-                   -- A void line that covered nothing leaves no snapshot uncovered: until the next invoice only this
-                   -- tells that something is due again.
-                   max(invoice.voided_at) FILTER (WHERE line.snapshot_ids = '{}')
-                       >= max(invoice.issued_at) FILTER (WHERE invoice.status <> 'void') AS is_taken_back
-            FROM billing.invoice_line AS line JOIN billing.invoice AS invoice USING (org_id, invoice_id)
-            WHERE line.org_id = $1 AND line.tenant_id = ANY($2::text[]) AND line.event_type IS NOT NULL
-            GROUP BY line.tenant_id, line.event_type, line.period_start
-        ) AS billed USING (tenant_id, event_type, period_start)
+        )
+        SELECT tenant_id, event_type, period_start, coalesce(quantity, 0) AS quantity,
+               coalesce(snapshots, 0) = coalesce(covered, 0) AND NOT coalesce(is_taken_back, false) AS is_covered,
+               billed, last_due, price_id
+        FROM used FULL JOIN billed USING (tenant_id, event_type, period_start)
         ORDER BY tenant_id, period_start, event_type
         """,
         org_id,
         tenant_ids,
     )
     return [BilledUse(**dict(row)) for row in rows]
+
+
+async def load_audited_prices(
+    connection: Connection, org_id: OrgId, price_ids: Sequence[UUID]
+) -> dict[UUID, PriceVersion | None]:
+    """The versions with these ids, as far as there are any; None is one whose terms describe no price."""
+    rows = await connection.fetch(
+        f"SELECT {PRICE_COLUMNS} FROM billing.price WHERE org_id = $1 AND price_id = ANY($2::uuid[])", org_id, price_ids
+    )
+    return {row["price_id"]: _price_or_none(row) for row in rows}
+
+
+def _price_or_none(row: asyncpg.Record) -> PriceVersion | None:
+    # What is wrong with a stored price must not end the audit that is to say so.
+    try:
+        return price_from_row(row)
+    except (InvalidArgument, Internal, msgspec.DecodeError, DecimalException):
+        return None
+
+
+async def load_audited_plans(connection: Connection, org_id: OrgId, plan_ids: Sequence[UUID]) -> dict[UUID, Plan]:
+    """The plans with these ids, as far as there are any, without their prices: those may be none."""
+    rows = await connection.fetch(
+        """
+        SELECT plan_id, name, base_fee, currency, interval, created_at FROM billing.plan
+        WHERE org_id = $1 AND plan_id = ANY($2::uuid[])
+        """,
+        org_id,
+        plan_ids,
+    )
+    return {row["plan_id"]: audited_plan_from_row(row) for row in rows}
+
+
+def audited_plan_from_row(row: asyncpg.Record) -> Plan:
+    """The only reader of an audited plan's row."""
+    return Plan(
+        plan_id=row["plan_id"],
+        name=row["name"],
+        base_fee=row["base_fee"],
+        currency=row["currency"],
+        interval=PlanInterval(row["interval"]),
+        prices=(),
+        created_at=row["created_at"],
+    )
 
 
 async def list_fee_differences(connection: Connection, org_id: OrgId, tenant_ids: Sequence[str]) -> list[BilledFeeSum]:
@@ -219,7 +288,8 @@ async def list_stored_invoices(connection: Connection, org_id: OrgId, *, after: 
     """Finalized invoices by number, whatever their status, with their lines."""
     rows = await connection.fetch(
         """
-        SELECT invoice_id, number, currency, subtotal, tax, total FROM billing.invoice
+        SELECT invoice_id, number, tenant_id, period_start, period_end, currency, subtotal, tax, total
+        FROM billing.invoice
         WHERE org_id = $1 AND number > $2 ORDER BY number LIMIT $3
         """,
         org_id,
@@ -228,8 +298,8 @@ async def list_stored_invoices(connection: Connection, org_id: OrgId, *, after: 
     )
     line_rows = await connection.fetch(
         """
-        SELECT invoice_id, line_id, period_start, period_end, price_id, quantity, plan_id, fee_seconds, tax_rate,
-               rated_amount, amount, (
+        SELECT invoice_id, line_id, kind, tenant_id, period_start, period_end, event_type, price_id, quantity, plan_id,
+               fee_seconds, tax_rate, rated_amount, amount, json_array_length(previously_billed) AS counted_lines, (
                    SELECT coalesce(sum((billed->>'amount')::numeric), 0)
                    FROM json_array_elements(previously_billed) AS billed
                ) AS previously_billed
@@ -242,7 +312,22 @@ async def list_stored_invoices(connection: Connection, org_id: OrgId, *, after: 
     lines: dict[UUID, list[StoredLine]] = defaultdict(list)
     for row in line_rows:
         lines[row["invoice_id"]].append(stored_line_from_row(row))
-    return [StoredInvoice(**dict(row), lines=lines[row["invoice_id"]]) for row in rows]
+    return [stored_invoice_from_row(row, lines[row["invoice_id"]]) for row in rows]
+
+
+def stored_invoice_from_row(row: asyncpg.Record, lines: Sequence[StoredLine]) -> StoredInvoice:
+    """The only reader of an audited invoice's row."""
+    return StoredInvoice(
+        invoice_id=row["invoice_id"],
+        number=row["number"],
+        tenant_id=row["tenant_id"],
+        period=Period(row["period_start"], row["period_end"]),
+        currency=row["currency"],
+        subtotal=row["subtotal"],
+        tax=row["tax"],
+        total=row["total"],
+        lines=lines,
+    )
 
 
 def stored_line_from_row(row: asyncpg.Record) -> StoredLine:
@@ -250,7 +335,10 @@ def stored_line_from_row(row: asyncpg.Record) -> StoredLine:
     previously_billed: Decimal = row["previously_billed"]
     return StoredLine(
         line_id=row["line_id"],
+        kind=row["kind"],
+        tenant_id=row["tenant_id"],
         period=Period(row["period_start"], row["period_end"]),
+        event_type=row["event_type"],
         price_id=row["price_id"],
         quantity=row["quantity"],
         plan_id=row["plan_id"],
@@ -258,5 +346,6 @@ def stored_line_from_row(row: asyncpg.Record) -> StoredLine:
         tax_rate=row["tax_rate"],
         rated_amount=row["rated_amount"],
         amount=row["amount"],
+        counted_lines=row["counted_lines"],
         previously_billed=previously_billed,
     )
