@@ -16,8 +16,8 @@ from usameter_core.period import Period
 class Stage(StrEnum):
     """What is compared, in this order.
 
-    LEDGER: the copy of the snapshots with those of ingest. TENANTS: what is covered and billed of each with its use.
-    INVOICES: totals and numbers with lines, and lines with what they are made of.
+    LEDGER: the copy of the snapshots with those of ingest. TENANTS: what is covered and billed of each with its use,
+    and its credit. INVOICES: totals and numbers with lines, lines with what they are made of, and what became of them.
     """
 
     LEDGER = "ledger"
