@@ -50,10 +50,10 @@ def encode_metadata(metadata: dict[str, Json]) -> bytes:
     if not encoded or not encoded.isascii():
         # What is far too large is not encoded to find that out: two million numbers held everybody up for a second.
         if len(_encode_roughly(metadata)) > _ROUGH_BYTES_MAX:
-            raise _too_large()
+            raise too_large()
         encoded = _object(metadata, 1).encode()
     if len(encoded) > METADATA_BYTES_MAX:
-        raise _too_large()
+        raise too_large()
     if b"\\u0000" in encoded and "\x00" in _strings(metadata):
         raise InvalidMetadata("holds a NUL character")
     return encoded
@@ -65,7 +65,8 @@ def decode_metadata(encoded: str) -> dict[str, Json]:
     return decoded
 
 
-def _too_large() -> InvalidMetadata:
+def too_large() -> InvalidMetadata:
+    """For whoever can tell before the object is there."""
     return InvalidMetadata(f"is more than {METADATA_BYTES_MAX} bytes as JSON")
 
 
