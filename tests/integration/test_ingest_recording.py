@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
+import asyncpg
 import grpc.aio
 import pytest
 
@@ -14,6 +16,7 @@ from tests.conftest import Database
 from tests.support.clock import ManualClock
 from tests.support.services import Services, details_of, open_services, reason_of
 from tests.support.sql import fetch_value
+from tests.support.wait import until
 from usameter.common.v1 import error_pb2
 from usameter.ingest.v1 import event_pb2
 from usameter.quota.v1 import quota_pb2
@@ -224,6 +227,29 @@ async def test_one_request_failing_leaves_the_others_of_its_group_alone(services
     assert all(not isinstance(answer, Exception) for answer in answers[:20])
     assert all(isinstance(answer, grpc.aio.AioRpcError) for answer in answers[20:])
     assert await stored(database) == 21
+
+
+async def test_while_a_group_is_inserted_the_next_is_looked_up_and_reserved(
+    services: Services, database: Database
+) -> None:
+    async def are_reserved(count: int) -> bool:
+        return bool(await fetch_value(database, "SELECT count(*) FROM quota.reservation") == count)
+
+    await record_one(services, **event("known"))
+    before = await fetch_value(database, "SELECT count(*) FROM quota.reservation")
+    admin = await asyncpg.connect(database.admin_url)
+    async with admin.transaction():
+        await admin.execute("SELECT pg_advisory_xact_lock(ingest.ledger_lock_key($1))", services.org_id)
+        first = asyncio.create_task(record_one(services, **event("first")))
+        await until(partial(are_reserved, before + 1), "the first is reserved")
+        second = asyncio.create_task(record_one(services, **event("second")))
+        # What is stored needs no turn.
+        assert (await record_one(services, **event("known"))).deduplicated
+        await until(partial(are_reserved, before + 2), "the second is reserved")
+        assert not first.done() and not second.done()
+    await admin.close()
+    assert not (await first).deduplicated and not (await second).deduplicated
+    assert await stored(database) == 3
 
 
 async def test_calls_need_a_key_with_the_scope(services: Services) -> None:

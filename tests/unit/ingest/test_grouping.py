@@ -16,21 +16,23 @@ from usameter_core.ids import OrgId, new_uuid
 from usameter_core.tasks import background_tasks
 from usameter_ingest.domain.event import new_event
 from usameter_ingest.service.grouping import GroupCommitter
-from usameter_ingest.service.recording import GroupRecorder, Recorded, RecordRequest
+from usameter_ingest.service.recording import GroupRecorder, Recorded, RecordRequest, Turn
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
 ORG = OrgId(new_uuid())
 
 
 class HeldRecorder(GroupRecorder):
-    """Stores nothing: notes each group, and answers it when it is let go."""
+    """Stores nothing: notes each group and its turn, and answers it when it is let go."""
 
     def __init__(self) -> None:
         self.groups: list[list[str]] = []
+        self.turns: list[Turn] = []
         self.let_go = asyncio.Event()
 
-    async def record(self, org_id: OrgId, requests: Sequence[RecordRequest]) -> None:
+    async def record(self, org_id: OrgId, requests: Sequence[RecordRequest], turn: Turn) -> None:
         self.groups.append([str(request.events[0].idempotency_key) for request in requests])
+        self.turns.append(turn)
         await self.let_go.wait()
         for request in requests:
             if not request.answer.done():
@@ -92,15 +94,33 @@ async def test_a_group_has_at_most_so_many_bytes_of_metadata_and_keys() -> None:
         assert recorder.groups == [["a", "b"], ["c"], ["large"]]
 
 
-async def test_few_events_wait_for_the_group_that_is_under_way() -> None:
+@pytest.mark.parametrize("under_way", [3, 100])
+async def test_few_events_wait_until_they_are_as_many_as_those_under_way_or_as_the_bound(under_way: int) -> None:
     async with open_committer(next_group_events_min=3) as (committer, recorder):
-        for key in ("first", "second", "third"):
-            committer.submit(ORG, request(key))
+        for key, events in (("first", under_way), ("second", 1), ("third", 1)):
+            committer.submit(ORG, request(key, events=events))
             await turns()
         assert recorder.groups == [["first"]]
         committer.submit(ORG, request("fourth"))
         await turns()
         assert recorder.groups[1:] == [["second", "third", "fourth"]]
+
+
+async def test_groups_take_turns_and_one_that_ends_without_its_own_passes_it_on() -> None:
+    async with open_committer(groups_in_flight_max=3) as (committer, recorder):
+        for key in ("first", "second", "third"):
+            committer.submit(ORG, request(key))
+            await turns()
+        first, second, third = recorder.turns
+        assert [turn.begins.is_set() for turn in recorder.turns] == [True, False, False]
+        first.ends.set()
+        assert [turn.begins.is_set() for turn in recorder.turns] == [True, True, False]
+        recorder.let_go.set()
+        await turns()
+        assert second.ends.is_set() and third.begins.is_set() and third.ends.is_set()
+        committer.submit(ORG, request("later"))
+        await turns()
+        assert recorder.turns[-1].begins.is_set()
 
 
 @pytest.mark.parametrize("bounds", [{"held_events_max": 8}, {"held_bytes_max": 8 * 11}])

@@ -19,7 +19,7 @@ from uuid import UUID
 
 from usameter_core.errors import Unavailable
 from usameter_core.ids import OrgId
-from usameter_ingest.service.recording import GroupRecorder, Recorded, RecordRequest, fail_all
+from usameter_ingest.service.recording import GroupRecorder, Recorded, RecordRequest, Turn, fail_all
 
 _MIB = 1024 * 1024
 
@@ -32,9 +32,10 @@ class GroupCommitter:
         tasks: Runs the groups. Where it ends first, all that wait are refused.
         group_events_max: A group has at most this many events,
         group_bytes_max: and at most this many bytes of metadata and keys, but for a single request that has more.
-        groups_in_flight_max: Groups of one organization that may be under way at once.
-        next_group_events_min: While one is, fewer events than these wait for it: a group costs some milliseconds
-            of all services, whatever is in it.
+        groups_in_flight_max: Groups of one organization that may be under way at once. They reserve one after the
+            other, and each is looked up before its turn: while one is inserted the next is reserved.
+        next_group_events_min: While others are under way, fewer events than these wait until they are as many as
+            those: a group costs some milliseconds of all services, whatever is in it.
         held_events_max: Beyond this many events that wait or are under way, or half as many of one
             organization, requests are refused at once;
         held_bytes_max: and likewise for their bytes.
@@ -102,16 +103,19 @@ class GroupCommitter:
         lane.start_due = False
         while self._is_group_due(lane) and (group := self._next_group(lane)):
             lane.groups_in_flight += 1
-            recording = self._recorder.record(org_id, [waiting.request for waiting in group])
+            lane.events_in_flight += _events_of(group)
+            turn = Turn(lane.turn_ends)
+            lane.turn_ends = turn.ends
+            recording = self._recorder.record(org_id, [waiting.request for waiting in group], turn)
             try:
                 # A context of its own: the deadline of whoever happened to start the group is not the group's.
                 task = self._tasks.create_task(recording, context=contextvars.Context())
             except RuntimeError:  # the task group is ending, and takes no more
                 recording.close()
-                self._end_group(lane, group, _not_begun("The service is stopping"))
+                self._end_group(lane, group, turn, _not_begun("The service is stopping"))
             else:
                 # A callback, since a task that is cancelled before its first step never gets to a `finally`.
-                task.add_done_callback(partial(self._group_ended, org_id, lane, group))
+                task.add_done_callback(partial(self._group_ended, org_id, lane, group, turn))
         if not lane.waiting and not lane.groups_in_flight:
             if lane.refusal is not None:
                 lane.refusal.cancel()
@@ -120,7 +124,8 @@ class GroupCommitter:
 
     def _is_group_due(self, lane: _Lane) -> bool:
         return lane.groups_in_flight == 0 or (
-            lane.groups_in_flight < self._groups_in_flight_max and lane.waiting_events >= self._next_group_events_min
+            lane.groups_in_flight < self._groups_in_flight_max
+            and lane.waiting_events >= min(lane.events_in_flight, self._next_group_events_min)
         )
 
     def _next_group(self, lane: _Lane) -> list[_Waiting]:
@@ -144,14 +149,18 @@ class GroupCommitter:
             lane.ids_in_flight |= waiting.event_ids
         return group
 
-    def _group_ended(self, org_id: OrgId, lane: _Lane, group: Sequence[_Waiting], _: asyncio.Task[None]) -> None:
+    def _group_ended(
+        self, org_id: OrgId, lane: _Lane, group: Sequence[_Waiting], turn: Turn, _: asyncio.Task[None]
+    ) -> None:
         # All are answered, unless the group was cut off.
         stopping = Unavailable("The service is stopping; whether the events were recorded is unknown")
-        self._end_group(lane, group, stopping)
+        self._end_group(lane, group, turn, stopping)
         self._start_groups(org_id, lane)
 
-    def _end_group(self, lane: _Lane, group: Sequence[_Waiting], unanswered: Unavailable) -> None:
+    def _end_group(self, lane: _Lane, group: Sequence[_Waiting], turn: Turn, unanswered: Unavailable) -> None:
+        turn.ends.set()
         lane.groups_in_flight -= 1
+        lane.events_in_flight -= _events_of(group)
         for waiting in group:
             lane.ids_in_flight -= waiting.event_ids
             self._let_go(lane, waiting)
@@ -220,6 +229,12 @@ class _Waiting:
     parked_for: UUID | None = None
 
 
+def _in_the_past() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass(slots=True)
 class _Lane:
     """The requests of one organization."""
@@ -231,6 +246,9 @@ class _Lane:
     parked: dict[UUID, dict[_Waiting, None]] = field(default_factory=dict)
     ids_in_flight: set[UUID] = field(default_factory=set)
     groups_in_flight: int = 0
+    events_in_flight: int = 0
+    # The end of the turn of the group that began last.
+    turn_ends: asyncio.Event = field(default_factory=_in_the_past)
     held: _Load = field(default_factory=_Load)
     start_due: bool = False
     refusal: asyncio.TimerHandle | None = None
@@ -269,6 +287,10 @@ class _Lane:
             waiting.parked_for = None
             self.add(waiting)
             self.waiting.move_to_end(waiting, last=False)
+
+
+def _events_of(group: Sequence[_Waiting]) -> int:
+    return sum([waiting.size.events for waiting in group])
 
 
 def _load_of(request: RecordRequest) -> _Load:

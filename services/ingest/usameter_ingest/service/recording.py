@@ -73,6 +73,14 @@ class RecordRequest:
     answer: asyncio.Future[Recorded] = field(default_factory=asyncio.Future)
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A group's turn to reserve: it begins where that of the group before ends."""
+
+    begins: asyncio.Event
+    ends: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 @dataclass(slots=True)
 class _Candidate:
     """A request of a group after the look-up."""
@@ -106,13 +114,17 @@ class GroupRecorder:
         self._settler = settler
         self._live = live
 
-    async def record(self, org_id: OrgId, requests: Sequence[RecordRequest]) -> None:
-        """Answer each request of a group."""
+    async def record(self, org_id: OrgId, requests: Sequence[RecordRequest], turn: Turn) -> None:
+        """Answer each request of a group.
+
+        It is looked up at once, and reserved in its turn, which ends with that. Where nothing comes to be reserved
+        the turn is left for the caller to end.
+        """
         left = list(requests)
         in_vain = 0
         for _ in range(_ATTEMPTS_MAX):
             try:
-                await self._attempt(org_id, left)
+                await self._attempt(org_id, left, turn)
             except (EventAlreadyStored, ReservationGivenAway):
                 pass  # the next look-up knows more
             except (EntriesRefused, InvalidArgument) as error:
@@ -120,8 +132,8 @@ class GroupRecorder:
                 if len(left) == 1:
                     fail_all(left, error)
                 else:
-                    await self.record(org_id, left[: len(left) // 2])
-                    await self.record(org_id, left[len(left) // 2 :])
+                    await self.record(org_id, left[: len(left) // 2], turn)
+                    await self.record(org_id, left[len(left) // 2 :], turn)
             except Exception as error:
                 # Whoever waits for an answer has to get one, whatever went wrong.
                 fail_all(left, error)
@@ -132,13 +144,20 @@ class GroupRecorder:
                 break
         fail_all(left, Unavailable("The same events are being recorded elsewhere; try again"))
 
-    async def _attempt(self, org_id: OrgId, requests: Sequence[RecordRequest]) -> None:
+    async def _attempt(self, org_id: OrgId, requests: Sequence[RecordRequest], turn: Turn) -> None:
         """Answer the requests, but for those that turn out to need another look-up."""
-        candidates = await self._look_up(org_id, requests)
-        owners = _owners(candidate for candidate in candidates if candidate.new)
+        candidates = []
+        for candidate in await self._look_up(org_id, requests):
+            if candidate.new:
+                candidates.append(candidate)
+            else:
+                _succeed(candidate)
+        await turn.begins.wait()
+        owners = _owners(candidate for candidate in candidates if not candidate.request.answer.done())
         if owners:
             reservation_id = ReservationId(new_uuid())
             admitted, refused = await self._reserve(org_id, reservation_id, owners)
+            turn.ends.set()
             if admitted:
                 await self._persist(org_id, reservation_id, admitted)
             else:
@@ -146,9 +165,6 @@ class GroupRecorder:
             for candidate in admitted:
                 _succeed(candidate)
             await self._refuse(org_id, refused, candidates)
-        for candidate in candidates:
-            if not candidate.new:
-                _succeed(candidate)
 
     async def _look_up(self, org_id: OrgId, requests: Sequence[RecordRequest]) -> list[_Candidate]:
         """The requests that do not contradict what is stored; the others are refused, or have an answer already."""
