@@ -26,9 +26,9 @@ from usameter_gateway.request import Converters
 from usameter_gateway.response import Encoders, json_bytes
 from usameter_ingest.domain.event import UsageEvent
 from usameter_ingest.service.recording import EventResult, Recorded
-from usameter_ingest.servicer.event import batch_to_proto, single_to_proto
 from usameter_ingest.servicer.event_input import events_from_proto
 from usameter_ingest.servicer.event_json import PlainRequest, answer_to_json, events_from_json
+from usameter_ingest.servicer.event_messages import batch_to_proto, single_to_proto
 
 ORG = OrgId(UUID(int=1))
 NOW = datetime(2026, 1, 15, 12, tzinfo=UTC)
