@@ -264,6 +264,7 @@ OF_RATED = "a line's rated amount is not that of its price and quantity"
 OF_NO_PRICE = "a line's price is none"
 OF_QUANTITY = "a line's quantity is not that of its snapshots"
 OF_STRANGE = "a line covers a snapshot that is not of its use"
+OF_UNREADABLE = "what a line counts as billed cannot be read"
 OF_COUNT = "what a line counts as billed is not what was billed before it"
 LINE = {"invoice_id", "line_id"}
 
@@ -435,6 +436,60 @@ async def test_what_is_tampered_with_is_named_and_nothing_else(
     found = await audit(org)
     assert told(found) == sorted(expected)
     assert all(each.expected != each.found for each in found)
+
+
+ID = "00000000-0000-0000-0000-000000000001"
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "null",
+        "{}",
+        "7",
+        '"[]"',
+        "[1]",
+        "[[]]",
+        "[null]",
+        "[{}]",
+        f'[{{"invoice_id": "{ID}", "line_id": "{ID}"}}]',
+        f'[{{"invoice_id": "{ID}", "line_id": "{ID}", "amount": null}}]',
+        f'[{{"invoice_id": "{ID}", "line_id": "{ID}", "amount": "many"}}]',
+        f'[{{"invoice_id": "{ID}", "line_id": "{ID}", "amount": "NaN"}}]',
+        f'[{{"invoice_id": "{ID}", "line_id": "{ID}", "amount": "1e999999"}}]',
+        f'[{{"invoice_id": "{ID}", "line_id": "{ID}", "amount": {{"a": 1}}}}]',
+        f'[{{"invoice_id": "inv_1", "line_id": "{ID}", "amount": "1"}}]',
+        f'[{{"invoice_id": "{ID}", "line_id": 1, "amount": "1"}}]',
+        f'[{{"invoice_id": "{ID}", "line_id": "{ID}", "amount": "\\u0000"}}]',
+        f'[{{"invoice_id": "{ID}", "line_id": "\\ud800", "amount": "1"}}]',
+    ],
+)
+async def test_what_a_line_counts_and_cannot_be_read_is_named_and_the_audit_goes_on(
+    org: Organization, world: World, stored: str
+) -> None:
+    """I6, I7: of a use and of a fee; and what is wrong beside it is named as well."""
+    await subscribed(org)
+    await billed(org)
+    await world.admin.execute(
+        "UPDATE billing.invoice_line SET previously_billed = $1 WHERE event_type = 'mb' OR plan_id IS NOT NULL", stored
+    )
+    lines = await world.admin.fetchval(
+        "SELECT count(*) FROM billing.invoice_line WHERE event_type = 'mb' OR plan_id IS NOT NULL"
+    )
+    assert lines >= 3
+    assert told(await audit(org)) == [("I7", OF_UNREADABLE, LINE)] * lines
+    await world.admin.execute("UPDATE billing.invoice_line SET amount = amount + 1 WHERE event_type = 'mb'")
+    found = told(await audit(org))
+    assert [each for each in found if each[1] != OF_UNREADABLE] == [
+        ("I6", OF_USE, USE),
+        ("I7", OF_SUBTOTAL, {"invoice_id"}),
+    ]
+
+
+async def test_what_a_true_up_counts_and_cannot_be_read_is_missed_as_well(org: Organization, world: World) -> None:
+    await billed(org)
+    await world.admin.execute("UPDATE billing.invoice_line SET previously_billed = '{}' WHERE kind = 'TRUE_UP'")
+    assert told(await audit(org)) == [("I6", OF_COUNT, LINE), ("I7", OF_UNREADABLE, LINE)]
 
 
 FREE_AT_FIRST = price_pb2.Price(
