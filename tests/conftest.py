@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Give every asynchronous test a time limit of its own, at which it says what it and all others wait for.
     """
     for item in items:
-        # Two platforms that start at once may choose the same free port. The tests of a module share fixtures.
+        # Two platforms would fill a small machine, and many of these tests share one; those of a module share fixtures.
         group = "platforms" if _START_PLATFORMS.search(item.nodeid) else item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group(group))
         if (

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from google.api import annotations_pb2
-from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
+from google.protobuf.descriptor import MethodDescriptor
 
+from tests.support.protos import methods
 from usameter_core.grpc.auth import access_of
-
-PROTOS = Path(__file__).parents[2] / "protos"
-FILES = sorted(PROTOS.rglob("*.proto"))
-
-
-def descriptor(path: Path) -> FileDescriptor:
-    name = ".".join(path.relative_to(PROTOS).with_suffix("").parts) + "_pb2"
-    found: FileDescriptor = importlib.import_module(name).DESCRIPTOR
-    return found
-
-
-def methods() -> list[MethodDescriptor]:
-    return [
-        method for path in FILES for service in descriptor(path).services_by_name.values() for method in service.methods
-    ]
 
 
 def routes(method: MethodDescriptor) -> list[tuple[str, str]]:

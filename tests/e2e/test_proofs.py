@@ -108,22 +108,23 @@ def test_a_snapshot_and_an_event_lead_to_the_same_ledger(stack: RunningStack, bi
 def test_an_event_is_checked_by_its_own_proof(stack: RunningStack, billed: Billed, files: Files) -> None:
     with stack.client() as client:
         proof = client.get(f"/api/v1/events/{billed.voided}/proof").json()
-    document, org_id = files.folder / "PROOF.json", files.document["head"]["org_id"]
+    document = files.folder / "PROOF.json"
+    assert proof["org_id"] == files.document["head"]["org_id"]
     document.write_text(json.dumps(proof))
-    code, output = verify("--event", document, "--org", org_id)
+    code, output = verify("--event", document)
     assert (code, output.splitlines()[0]) == (0, "true"), output
     # The roots that it prints are those of the invoice's chain.
     roots = re.findall(r"root of the ledger (\d+:[0-9a-f]{64})", output)
     assert len(roots) == 2
     for root in roots:
         assert files.check("--head", root) == (0, [])
-        assert verify("--event", document, "--org", org_id, "--head", root)[0] == 0
+        assert verify("--event", document, "--head", root)[0] == 0
     proof["event"]["entry"]["event"]["quantity_decimal"] = "1"
     document.write_text(json.dumps(proof))
-    code, output = verify("--event", document, "--org", org_id)
+    code, output = verify("--event", document)
     assert code == 1 and output.startswith(f"false\nevent {billed.voided}: its fields make the leaf ")
     document.write_text("{}")
-    code, output = verify("--event", document, "--org", org_id)
+    code, output = verify("--event", document)
     assert code == 2 and "is not the proof of an event" in output
 
 

@@ -21,6 +21,10 @@ from usameter_cli.main import main
 
 Reply = tuple[int, dict[str, Any]]
 LOG_LINE = '192.0.2.{n} - - [17/May/2015:10:05:03 +0000] "GET /{n} HTTP/1.1" 200 1500000 "-" "x"\n'
+HINT = (
+    "line {line} breaks off without a line end and was left out; "
+    "import the file again once the line is there to its end, line end included\n"
+)
 
 
 class Ledger:
@@ -171,12 +175,30 @@ def test_the_last_row_of_a_csv_waits_for_its_line_end(ledger: Ledger, run: Run, 
     path.write_text("event_type,tenant_id,quantity\nimage,a,1\nimage,b,12")
     code, summary, errors = run(str(path))
     assert (code, counts(summary), summary["left_out"]) == (0, (2, 1, 1, 0, 0), 1)
-    assert "line 3 has no line end and was left out; end the file with a newline to import it\n" in errors
+    assert errors == HINT.format(line=3)
     path.write_text("event_type,tenant_id,quantity\nimage,a,1\nimage,b,1234\n")
     code, summary, errors = run(str(path))
     assert (code, counts(summary), summary["left_out"]) == (0, (2, 2, 1, 1, 0), 0)
     assert errors == ""
     assert ledger.stored["usage.csv:3:image"]["quantity"] == 1234
+
+
+@pytest.mark.parametrize("line", ['{"event_type":"image","tenant_id":"a"}\n', LOG_LINE.format(n=2)])
+def test_half_a_line_is_imported_when_the_rest_of_it_is_there(
+    ledger: Ledger, run: Run, tmp_path: Path, line: str
+) -> None:
+    """A line end alone, which is what a row of a CSV may lack, would make a malformed line of it."""
+    path = tmp_path / "usage"
+    half = line * 2 + line[:30]
+    path.write_text(half)
+    code, summary, errors = run(str(path))
+    assert (code, summary["left_out"], errors) == (0, 1, HINT.format(line=3))
+    path.write_text(half + "\n")
+    code, _, errors = run(str(path))
+    assert code == 1 and "Line 3: " in errors
+    path.write_text(line * 3)
+    code, summary, errors = run(str(path))
+    assert (code, summary["lines"], summary["left_out"], errors) == (0, 3, 0, "")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from usameter_devstack import postgres as postgres_module
 from usameter_devstack.child import Child
 from usameter_devstack.errors import HomeUnusable, PortTaken, StartFailed
 from usameter_devstack.launch import launch_argv, server_account
-from usameter_devstack.ports import check_port, free_port, free_ports, port_is_free
+from usameter_devstack.ports import check_port, claim_port, free_port, free_ports, port_is_free
 from usameter_devstack.postgres import EmbeddedPostgres
 from usameter_devstack.processes import pids_working_in, process_start
 from usameter_devstack.valkey import EmbeddedValkey
@@ -228,3 +228,24 @@ def test_free_ports_are_different_and_below_the_range_of_outgoing_connections() 
     ports = free_ports(50)
     assert len(set(ports)) == 50
     assert all(20_000 <= port < 30_000 for port in ports)
+
+
+def test_a_port_is_chosen_by_one_process_until_that_ends() -> None:
+    port = free_port()
+    claims = f"from usameter_devstack.ports import claim_port; print(claim_port({port}))"
+
+    def claimed_elsewhere() -> str:
+        return subprocess.run([sys.executable, "-c", claims], capture_output=True, text=True, check=True).stdout
+
+    assert port not in free_ports(1_000)
+    assert claim_port(port) and port_is_free(port)
+    assert claimed_elsewhere() == "False\n"
+    chooses = "from usameter_devstack.ports import free_port; print(free_port(), flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", chooses], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        chosen = int(other.stdout.readline())
+        assert port_is_free(chosen) and not claim_port(chosen)
+        other.kill()
+    assert claim_port(chosen)

@@ -207,6 +207,7 @@ async def test_an_event_and_its_correction_are_proven_up_to_the_head(services: S
         request = proof_pb2.GetEventProofRequest(event_id=event_id)
         proof = await proofs(services).GetEventProof(request, metadata=services.metadata, timeout=10)
         assert proof.event.entry.event.id == event_id
+        assert proof.org_id == str(services.org_id)
         assert proof.event.epoch.epoch == 1
         check_entry_proof(services.org_id, proof.event)
         assert proof.HasField("correction") == (event_id == ids[4])

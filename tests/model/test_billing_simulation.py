@@ -28,13 +28,12 @@ from typing import Any
 import asyncpg
 import grpc.aio
 import pytest
-from pydantic import SecretStr
 
 from tests.conftest import Database
 from tests.support.audit import is_settled
 from tests.support.auditing import audit_billing, audit_ingest
 from tests.support.billing_books import DAY, PLANS, START, TYPES, Books
-from tests.support.services import INTERNAL_TOKEN, Services, open_services
+from tests.support.services import Services, open_billing_beside, open_services
 from tests.support.sql import fetch_value
 from tests.support.wait import until
 from usameter.billing.v1 import (
@@ -49,10 +48,6 @@ from usameter.billing.v1 import (
 )
 from usameter.common.v1 import job_pb2
 from usameter.ingest.v1 import event_pb2, snapshot_pb2
-from usameter_billing.config import BillingSettings
-from usameter_billing.server import open_billing
-from usameter_core.config import Address
-from usameter_core.grpc.channels import open_channel
 from usameter_core.grpc.timestamps import datetime_in
 from usameter_core.period import Period, add_months, day_start, month_of
 
@@ -315,17 +310,11 @@ class Company:
 @asynccontextmanager
 async def open_company(database: Database, source: random.Random) -> AsyncIterator[Company]:
     clock = RunningClock(START)
-    async with open_services(database, clock=clock) as services:
-        settings = BillingSettings(
-            listen=Address("127.0.0.1", 0),
-            database_url=SecretStr(database.role_url("billing")),
-            redis_url=SecretStr(database.redis_url),
-            internal_token=SecretStr(INTERNAL_TOKEN),
-            identity_addr=services.identity,
-            ingest_addr=services.ingest_address,
-        )
-        async with open_billing(settings, clock=clock) as address, open_channel(address) as billing:
-            yield Company(services, billing, database, clock, source)
+    async with (
+        open_services(database, clock=clock) as services,
+        open_billing_beside(database, services, clock=clock) as billing,
+    ):
+        yield Company(services, billing, database, clock, source)
 
 
 @pytest.mark.timeout(120 + 10 * TENANTS)

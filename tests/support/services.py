@@ -1,4 +1,4 @@
-"""Identity, quota and ingest as they are deployed, in one event loop, over real sockets."""
+"""The services as they are deployed, in one event loop, over real sockets."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from pydantic import SecretStr
 from tests.conftest import Database
 from usameter.ingest.v1 import event_pb2_grpc, snapshot_pb2_grpc, usage_pb2_grpc
 from usameter.quota.v1 import admission_pb2_grpc, quota_pb2_grpc
+from usameter_billing.config import BillingSettings
+from usameter_billing.server import open_billing
 from usameter_core.clock import Clock
 from usameter_core.config import Address
 from usameter_core.grpc.auth import IdentityAuthenticator
@@ -132,6 +134,23 @@ async def open_quota_replica(database: Database, services: Services, *, clock: C
         _open_quota(database, services.identity, identity_channel, clock=clock) as address,
     ):
         yield address
+
+
+@asynccontextmanager
+async def open_billing_beside(
+    database: Database, services: Services, *, clock: Clock
+) -> AsyncIterator[grpc.aio.Channel]:
+    """Billing, as its own role, with running services for peers."""
+    settings = BillingSettings(
+        listen=ANY_PORT,
+        database_url=SecretStr(database.role_url("billing")),
+        redis_url=SecretStr(database.redis_url),
+        internal_token=SecretStr(INTERNAL_TOKEN),
+        identity_addr=services.identity,
+        ingest_addr=services.ingest_address,
+    )
+    async with open_billing(settings, clock=clock) as address, open_channel(address) as channel:
+        yield channel
 
 
 @asynccontextmanager

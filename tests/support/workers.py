@@ -17,7 +17,7 @@ from tests.conftest import Database
 from tests.support.services import CRON_SECRET, INTERNAL_TOKEN, Services
 from tests.support.wait import until
 from usameter_core.config import Address
-from usameter_devstack.ports import free_port, port_is_free
+from usameter_devstack.ports import claim_port, free_port
 
 
 @dataclass(slots=True)
@@ -104,5 +104,5 @@ async def open_ingest_processes(
 def _free_ports_in_a_row(count: int) -> int:
     while True:
         first = free_port()
-        if all(port_is_free(first + number) for number in range(count)):
+        if all(claim_port(first + number) for number in range(1, count)):
             return first

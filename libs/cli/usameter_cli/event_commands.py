@@ -123,8 +123,11 @@ def _report_faults(totals: ImportTotals, console: Console) -> None:
     if totals.invalid > REPORTED_FAULTS_MAX:
         console.print(f"… and {totals.invalid - REPORTED_FAULTS_MAX} more invalid lines")
     if totals.cut_off_line is not None:
+        # Not: add a line end. That makes a row of a CSV whole, and of half a line of a log a fault, which stops the
+        # next import.
         console.print(
-            f"line {totals.cut_off_line} has no line end and was left out; end the file with a newline to import it",
+            f"line {totals.cut_off_line} breaks off without a line end and was left out; "
+            "import the file again once the line is there to its end, line end included",
             soft_wrap=True,
         )
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
-from uuid import UUID
 
 import typer
 from rich.console import Console
@@ -60,10 +59,6 @@ def verify(
         str | None,
         typer.Option("--event", metavar="PROOF.json", help="Instead: what GET /api/v1/events/{id}/proof answered."),
     ] = None,
-    org: Annotated[
-        str | None,
-        typer.Option("--org", metavar="ORG_ID", help="Of --event: whose ledger; the org_id of INVOICE.json's head."),
-    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check an invoice with nothing but its proof and its events, or one event with its proof: no server, no key.
@@ -74,12 +69,12 @@ def verify(
     verdict = _Verdict()
     try:
         noted = None if head is None else _head_from_text(head)
-        if event is not None and org is not None and invoice is None:
-            _verify_event(event, _org_from_text(org), noted, verdict, as_json=as_json)
-        elif invoice is not None and events is not None and event is None and org is None:
+        if event is not None and invoice is None:
+            _verify_event(event, noted, verdict, as_json=as_json)
+        elif invoice is not None and events is not None and event is None:
             _verify_invoice(invoice, events, noted, verdict, as_json=as_json)
         else:
-            raise UsageError("verify takes INVOICE.json and EVENTS.jsonl, or --event PROOF.json and --org ORG_ID.")
+            raise UsageError("verify takes INVOICE.json and EVENTS.jsonl, or --event PROOF.json.")
     except (UsageError, UnusableDocument) as error:
         terminal().print(f"usameter: {_printable(str(error))}", soft_wrap=True)
         raise typer.Exit(_UNUSABLE) from None
@@ -114,18 +109,11 @@ def _verify_invoice(invoice: str, events: str, noted: NotedHead | None, verdict:
     _print(proof, verdict, as_json=as_json)
 
 
-def _verify_event(path: str, org_id: UUID, noted: NotedHead | None, verdict: _Verdict, *, as_json: bool) -> None:
+def _verify_event(path: str, noted: NotedHead | None, verdict: _Verdict, *, as_json: bool) -> None:
     proof = _read(path, event_proof_from_json, "the proof of an event")
-    for finding in verify_event(org_id, proof, noted=noted):
+    for finding in verify_event(proof, noted=noted):
         verdict.add(finding)
     _print_event(proof, verdict, as_json=as_json)
-
-
-def _org_from_text(text: str) -> UUID:
-    try:
-        return UUID(text)
-    except ValueError:
-        raise UsageError("--org must be the id of an organization: a UUID.") from None
 
 
 def _head_from_text(text: str) -> NotedHead:
@@ -205,6 +193,7 @@ def _print_event(proof: EventProof, verdict: _Verdict, *, as_json: bool) -> None
         print_json(
             {
                 "valid": not verdict.count,
+                "org_id": proof.org_id,
                 "event_id": proof.event.entry.event_id,
                 "epochs": [{"epoch": part.epoch.epoch, "root": part.epoch.root} for part in parts],
                 **_findings(verdict),
@@ -213,6 +202,7 @@ def _print_event(proof: EventProof, verdict: _Verdict, *, as_json: bool) -> None
         return
     console = people()
     _print_verdict(console, verdict)
+    console.print(f"ledger of organization {proof.org_id}", soft_wrap=True)
     for part in parts:
         entry, snapshot = part.entry, part.snapshot
         console.print(

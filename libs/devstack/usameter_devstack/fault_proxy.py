@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
 
-from usameter_devstack.ports import LOOPBACK
+from usameter_devstack.ports import LOOPBACK, free_port
 
 _CHUNK_BYTES_MAX = 65_536
 _NO_LINGER = struct.pack("ii", 1, 0)
@@ -69,7 +69,8 @@ class FaultProxy:
 
     target_host: str
     target_port: int
-    port: int = 0
+    # Not one that the kernel chooses: of those it may give one to an outgoing connection between `cut` and `forward`.
+    port: int = field(default_factory=free_port)
     mode: FaultMode = FaultMode.FORWARD
     _delay_seconds: float = 0.0
     _server: asyncio.Server | None = None
@@ -134,7 +135,6 @@ class FaultProxy:
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._serve, LOOPBACK, self.port, limit=_CHUNK_BYTES_MAX)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = _Link(client=writer, task=asyncio.current_task())

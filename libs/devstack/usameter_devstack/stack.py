@@ -25,7 +25,7 @@ from usameter_devstack.credentials import (
 )
 from usameter_devstack.errors import StartFailed
 from usameter_devstack.events import Report, StackReady, StepFinished, StepStarted
-from usameter_devstack.ports import LOOPBACK, check_port, free_ports, port_is_free
+from usameter_devstack.ports import LOOPBACK, check_port, claim_port, free_ports
 from usameter_devstack.postgres import EmbeddedPostgres
 from usameter_devstack.probes import grpc_probe, http_probe
 from usameter_devstack.supervisor import Supervisor
@@ -143,21 +143,17 @@ class Stack:
 
     def _choose_ports(self) -> dict[str, int]:
         """A free port for each child: the one it had the last time, if nobody has taken it since."""
+        names = ["postgres", "valkey", *SERVICES, "gateway"]
+        ports = {}
         if self.config.http_port:
             # Looked at first, so that the likeliest failure comes before seconds of work.
             check_port(self.config.http_port, "the REST API")
-        names = ("postgres", "valkey", *SERVICES, "gateway")
-        fresh = free_ports(len(names))
-        previous = self.supervisor.ports
-        ports = {}
-        for name, port in zip(names, fresh, strict=True):
-            kept = previous.get(name)
-            ports[name] = kept if kept is not None and port_is_free(kept) else port
-        if len(set(ports.values())) < len(ports):  # a fresh one is a kept one of another child
-            ports = dict(zip(names, fresh, strict=True))
-        if self.config.http_port:
             ports["gateway"] = self.config.http_port
-        return ports
+            names.remove("gateway")
+        previous = self.supervisor.ports
+        ports |= {name: previous[name] for name in names if name in previous and claim_port(previous[name])}
+        missing = [name for name in names if name not in ports]
+        return ports | dict(zip(missing, free_ports(len(missing)), strict=True))
 
     async def _start_servers(self, ports: dict[str, int]) -> tuple[str, str]:
         """Start the servers that were not given; the URLs of both, PostgreSQL's for its administrator."""

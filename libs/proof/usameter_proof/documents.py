@@ -243,8 +243,9 @@ class EntryProof(Struct, frozen=True):
 
 
 class EventProof(Struct, frozen=True):
-    """The way of an event, and of its correction where one is sealed, to the chain."""
+    """The way of an event, and of its correction where one is sealed, to the chain of an organization."""
 
+    org_id: OrgIdText
     event: EntryProof
     correction: EntryProof | None = None
 

@@ -13,17 +13,20 @@ from usameter_proof.inclusion import root_of_path
 from usameter_proof.leaves import VOID, faults_of_delta, faults_of_entry, leaf_of, name_of_entry
 
 
-def verify_event(org_id: UUID, proof: EventProof, *, noted: NotedHead | None = None) -> Iterator[Finding]:
+def verify_event(proof: EventProof, *, noted: NotedHead | None = None) -> Iterator[Finding]:
     """All that is wrong; nothing where the event, and its correction if there is one, lead to the chain.
 
+    The organization that the document names is held to everything that is hashed, all of which begins with it: under
+    another, leaves, snapshots and roots are others. That the root is one of its chain is what `noted` is for.
+
     Args:
-        org_id: Whose ledger it is: all that is hashed begins with it, and an event's proof does not say it.
         proof: The whole document.
         noted: A head that was noted earlier; it must be one of the roots that the document shows.
 
     Raises:
         UnusableDocument: The document shows no root of the noted epoch.
     """
+    org_id = UUID(proof.org_id)
     parts = [proof.event] if proof.correction is None else [proof.event, proof.correction]
     for part in parts:
         yield from _check_entry(org_id, part)

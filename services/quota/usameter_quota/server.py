@@ -119,7 +119,13 @@ async def open_quota(settings: QuotaSettings, *, clock: Clock, authenticator: Au
             internal_token=settings.internal_token.get_secret_value(),
         )
         address = await resources.enter_async_context(
-            open_server(settings.listen, servicers=servicers, control=control, drain_seconds=settings.drain_seconds)
+            open_server(
+                settings.listen,
+                servicers=servicers,
+                control=control,
+                validating_methods=AdmissionServicer.VALIDATING_METHODS,
+                drain_seconds=settings.drain_seconds,
+            )
         )
         # Before the server drains: watches do not end by themselves.
         resources.callback(events.stop_watching)

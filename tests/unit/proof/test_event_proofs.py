@@ -76,12 +76,12 @@ def part(epoch: int, previous_root: bytes, total: str, **content: Any) -> dict[s
 
 FIRST = part(1, ZERO_ROOT, "12", event=EVENT)
 SECOND = part(2, bytes.fromhex(FIRST["epoch"]["root"]), "-7", correction=VOID)
-PROOF: dict[str, Any] = {"event": FIRST, "correction": SECOND}
+PROOF: dict[str, Any] = {"org_id": str(ORG), "event": FIRST, "correction": SECOND}
 
 
-def findings(document: dict[str, Any], *, org_id: UUID = ORG, noted: NotedHead | None = None) -> list[str]:
-    proof = event_proof_from_json(json.dumps(document).encode())
-    return [str(each) for each in verify_event(org_id, proof, noted=noted)]
+def findings(document: dict[str, Any], *, noted: NotedHead | None = None) -> list[str]:
+    proof = event_proof_from_json(json.dumps({"org_id": str(ORG), **document}).encode())
+    return [str(each) for each in verify_event(proof, noted=noted)]
 
 
 def test_an_event_leads_to_the_chain_with_and_without_its_correction() -> None:
@@ -128,7 +128,16 @@ def changed(value: Any) -> Any:
 
 
 def test_the_ledger_of_another_organization_is_not_this_one() -> None:
-    assert findings(PROOF, org_id=UUID(int=8)) != []
+    """Each entry, snapshot and link of the chain that the document shows says so by itself."""
+    found = findings({**PROOF, "org_id": str(UUID(int=8))})
+    for place in (f"event {EVENT_ID}", f"correction of {EVENT_ID}", "snapshot snp_", "epoch 1", "epoch 2"):
+        assert any(each.startswith(f"{place}") for each in found), place
+
+
+def test_a_proof_that_does_not_say_whose_it_is_cannot_be_used() -> None:
+    for document in ({"event": FIRST}, {"event": FIRST, "org_id": "acme"}, {"event": FIRST, "org_id": None}):
+        with pytest.raises(UnusableDocument, match="org_id"):
+            event_proof_from_json(json.dumps(document).encode())
 
 
 def test_a_noted_head_is_one_of_the_roots_shown() -> None:

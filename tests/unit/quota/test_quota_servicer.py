@@ -6,17 +6,19 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from uuid import uuid4
 
+import protovalidate
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from usameter.quota.v1 import admission_pb2, quota_pb2
-from usameter_core.errors import InvalidArgument
+from usameter_core.errors import FieldViolation, InvalidArgument
 from usameter_core.ids import OrgId
 from usameter_quota.domain.admission import Outcome, UsageItem
 from usameter_quota.domain.limits import EnforcementMode, LimitPeriod
 from usameter_quota.servicer.admission import (
     adjustments_from_proto,
     requests_from_proto,
+    require_well_formed,
     settlements_from_proto,
 )
 from usameter_quota.servicer.limits import terms_from_proto
@@ -67,6 +69,14 @@ def test_an_item_without_timestamp_is_refused() -> None:
     with pytest.raises(InvalidArgument) as caught:
         requests_from_proto(ORG, request_of("1", None))
     assert caught.value.violations[0].field == "requests[1].items[0].timestamp"
+
+
+def test_a_group_without_requests_is_refused_as_the_contract_has_it() -> None:
+    (stated,) = protovalidate.collect_violations(admission_pb2.ReserveRequest())
+    with pytest.raises(InvalidArgument) as caught:
+        require_well_formed(admission_pb2.ReserveRequest())
+    assert caught.value.violations == [FieldViolation("requests", stated.proto.message)]
+    require_well_formed(admission_pb2.ReserveRequest(requests=request_of("1")))
 
 
 def test_settlements_are_gathered_by_organization() -> None:

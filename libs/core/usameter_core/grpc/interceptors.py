@@ -22,6 +22,7 @@ from usameter_core.errors import FieldViolation, Internal, InvalidArgument, Usam
 from usameter_core.grpc.auth import AccessControl
 from usameter_core.grpc.context import bind_call, current_request_id
 from usameter_core.grpc.status import DETAILS_KEY, internal_status, status_of
+from usameter_core.grpc.texts import nul_violations
 from usameter_core.logging import get_logger
 from usameter_core.metrics import CALL_SECONDS
 
@@ -144,10 +145,10 @@ class AccessInterceptor(AsyncServerInterceptor):
 
 
 class ValidationInterceptor(AsyncServerInterceptor):
-    """Refuses requests that break the rules stated in the protos (protovalidate).
+    """Refuses requests that break the rules stated in the protos (protovalidate), or whose texts contain NUL.
 
     Args:
-        except_methods: Full names of methods whose servicers check the same rules themselves.
+        except_methods: Full names of methods whose servicers check all of that themselves.
     """
 
     def __init__(self, except_methods: Collection[str]) -> None:
@@ -166,9 +167,11 @@ class ValidationInterceptor(AsyncServerInterceptor):
             and method_name not in self._except_methods
             and not method_name.startswith(_OPEN_SERVICES)
         ):
-            violations = protovalidate.collect_violations(request_or_iterator)
+            violations = [_field_violation(each) for each in protovalidate.collect_violations(request_or_iterator)]
+            named = {each.field for each in violations}
+            violations += (each for each in nul_violations(request_or_iterator) if each.field not in named)
             if violations:
-                raise InvalidArgument([_field_violation(each) for each in violations])
+                raise InvalidArgument(violations)
         response = method(request_or_iterator, context)
         return response if hasattr(response, "__aiter__") else await response
 

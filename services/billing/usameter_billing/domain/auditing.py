@@ -137,8 +137,8 @@ class StoredLine:
     """A finalized line as it is stored: of a use with its price and quantity, or of a fee with its plan and seconds.
 
     Attributes:
-        counted_lines: How many lines it counts as billed before.
-        previously_billed: The sum of their amounts.
+        counted_lines: How many lines it counts as billed before; None: what it counts cannot be read.
+        previously_billed: The sum of their amounts; None likewise.
     """
 
     line_id: UUID
@@ -153,8 +153,8 @@ class StoredLine:
     tax_rate: Decimal
     rated_amount: Decimal
     amount: Decimal
-    counted_lines: int
-    previously_billed: Decimal
+    counted_lines: int | None
+    previously_billed: Decimal | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,10 @@ def line_violations(
         *_charge_faults(invoice, line, prices, plans),
     ):
         yield Violation("I7", problem, expected, found, place)
+    if line.previously_billed is None:
+        problem = "what a line counts as billed cannot be read"
+        yield Violation("I7", problem, "lines with their invoices and amounts", "something else", place)
+        return
     amount = CONTEXT.subtract(line.rated_amount, line.previously_billed)
     if amount != line.amount:
         problem = "a line's amount is not what is due less what was billed"
@@ -129,7 +133,8 @@ def _subject_faults(invoice: StoredInvoice, line: StoredLine) -> Iterator[_Fault
             kind = LineKind.BASE_FEE
         elif line.period == invoice.period:
             kind = LineKind.USAGE
-    if line.kind != kind:
+    # Where it is not known what the line counts, the kind that follows from that is not known either.
+    if line.counted_lines is not None and line.kind != kind:
         yield "a line's kind is not that of its subject", kind.value, line.kind
     seconds = line.fee_seconds
     if seconds is not None and not (seconds % _DAY_SECONDS == 0 and 0 <= seconds <= line.period.seconds):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from decimal import Decimal, DecimalException
+from decimal import DecimalException
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -14,6 +14,7 @@ import msgspec
 
 from usameter_billing.domain.auditing import BilledFeeSum, BilledUse, CoverDifference, StoredInvoice, StoredLine
 from usameter_billing.domain.plan import Plan, PlanInterval
+from usameter_billing.store.counted_lines import IS_READABLE, READABLE_LINES
 from usameter_billing.store.prices import PRICE_COLUMNS, price_from_row
 from usameter_core.audit import VIOLATIONS_MAX
 from usameter_core.errors import Internal, InvalidArgument
@@ -87,10 +88,11 @@ async def load_billed_uses(connection: Connection, org_id: OrgId, tenant_ids: Se
     clocks say, and is due again.
     """
     rows = await connection.fetch(
-        """
+        f"""
         WITH use_line AS MATERIALIZED (
             SELECT line.tenant_id, line.event_type, line.period_start, line.line_id, line.price_id, line.amount,
-                   line.rated_amount, line.previously_billed, invoice.number, invoice.status = 'void' AS is_void
+                   line.rated_amount, {READABLE_LINES} AS previously_billed, invoice.number,
+                   invoice.status = 'void' AS is_void
             FROM billing.invoice_line AS line JOIN billing.invoice AS invoice USING (org_id, invoice_id)
             WHERE line.org_id = $1 AND line.tenant_id = ANY($2::text[]) AND line.event_type IS NOT NULL
         ), last_line AS (
@@ -190,10 +192,11 @@ async def list_fee_differences(connection: Connection, org_id: OrgId, tenant_ids
     clocks say, and nothing else may be missing.
     """
     rows = await connection.fetch(
-        """
+        f"""
         WITH fee_line AS MATERIALIZED (
             SELECT line.tenant_id, line.subscription_id, line.plan_id, line.period_start, line.line_id, line.amount,
-                   line.rated_amount, line.previously_billed, invoice.number, invoice.status = 'void' AS is_void
+                   line.rated_amount, {READABLE_LINES} AS previously_billed, invoice.number,
+                   invoice.status = 'void' AS is_void
             FROM billing.invoice_line AS line JOIN billing.invoice AS invoice USING (org_id, invoice_id)
             WHERE line.org_id = $1 AND line.tenant_id = ANY($2::text[]) AND line.subscription_id IS NOT NULL
         ), last_line AS (
@@ -297,14 +300,19 @@ async def list_stored_invoices(connection: Connection, org_id: OrgId, *, after: 
         limit,
     )
     line_rows = await connection.fetch(
-        """
+        f"""
+        WITH stored AS MATERIALIZED (
+            SELECT line.*, {IS_READABLE} AS is_readable
+            FROM billing.invoice_line AS line WHERE org_id = $1 AND invoice_id = ANY($2::uuid[])
+        )
         SELECT invoice_id, line_id, kind, tenant_id, period_start, period_end, event_type, price_id, quantity, plan_id,
-               fee_seconds, tax_rate, rated_amount, amount, json_array_length(previously_billed) AS counted_lines, (
+               fee_seconds, tax_rate, rated_amount, amount,
+               CASE WHEN is_readable THEN json_array_length(previously_billed) END AS counted_lines,
+               CASE WHEN is_readable THEN (
                    SELECT coalesce(sum((billed->>'amount')::numeric), 0)
                    FROM json_array_elements(previously_billed) AS billed
-               ) AS previously_billed
-        FROM billing.invoice_line
-        WHERE org_id = $1 AND invoice_id = ANY($2::uuid[]) ORDER BY invoice_id, position
+               ) END AS previously_billed
+        FROM stored ORDER BY invoice_id, position
         """,
         org_id,
         [row["invoice_id"] for row in rows],
@@ -332,7 +340,6 @@ def stored_invoice_from_row(row: asyncpg.Record, lines: Sequence[StoredLine]) ->
 
 def stored_line_from_row(row: asyncpg.Record) -> StoredLine:
     """The only reader of an audited line's row."""
-    previously_billed: Decimal = row["previously_billed"]
     return StoredLine(
         line_id=row["line_id"],
         kind=row["kind"],
@@ -347,5 +354,5 @@ def stored_line_from_row(row: asyncpg.Record) -> StoredLine:
         rated_amount=row["rated_amount"],
         amount=row["amount"],
         counted_lines=row["counted_lines"],
-        previously_billed=previously_billed,
+        previously_billed=row["previously_billed"],
     )

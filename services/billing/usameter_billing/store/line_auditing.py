@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from usameter_billing.domain.auditing import CountDifference, QuantityDifference, StrangeSnapshot
+from usameter_billing.store.counted_lines import READABLE_LINES
 from usameter_core.audit import VIOLATIONS_MAX
 from usameter_core.ids import OrgId
 
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
     from usameter_core.postgres.pool import Connection
 
 # Of an organization $1 and invoices $2, whatever became of these.
-_LINE = """
+_LINE = f"""
     line AS MATERIALIZED (
         SELECT line.invoice_id, line.line_id, line.tenant_id, line.event_type, line.period_start, line.period_end,
                line.price_id, line.quantity, line.subscription_id, line.plan_id, line.tax_rate,
-               line.previously_billed, line.snapshot_ids, invoice.number, invoice.through_epoch
+               {READABLE_LINES} AS previously_billed, line.snapshot_ids, invoice.number, invoice.through_epoch
         FROM billing.invoice_line AS line JOIN billing.invoice AS invoice USING (org_id, invoice_id)
         WHERE line.org_id = $1 AND line.invoice_id = ANY($2::uuid[]) AND invoice.invoice_id = ANY($2::uuid[])
     )"""

@@ -26,10 +26,12 @@ class ProofServicer(proof_pb2_grpc.ProofServiceServicer):
         self._ledger = ledger
 
     async def GetEventProof(self, request: proof_pb2.GetEventProofRequest, context: Context) -> proof_pb2.EventProof:
+        org_id = current_principal().org_id
         event, *correction = await self._proving.prove_event(
-            current_principal().org_id, parse_id("evt", request.event_id, field="event_id")
+            org_id, parse_id("evt", request.event_id, field="event_id")
         )
         return proof_pb2.EventProof(
+            org_id=str(org_id),
             event=entry_proof_to_proto(event),
             correction=entry_proof_to_proto(correction[0]) if correction else None,
         )

@@ -13,6 +13,7 @@ from uuid import UUID
 from usameter.quota.v1 import admission_pb2, admission_pb2_grpc
 from usameter_core.decimals import canonical
 from usameter_core.errors import FieldViolation, InvalidArgument
+from usameter_core.grpc.texts import nul_violations
 from usameter_core.grpc.timestamps import timestamp_from_datetime
 from usameter_core.ids import OrgId, ReservationId
 from usameter_core.period import hour_start
@@ -35,11 +36,16 @@ _PLAIN_MESSAGE = admission_pb2.Verdict(admitted=True)
 class AdmissionServicer(admission_pb2_grpc.AdmissionServiceServicer):
     """Reserve, settle, adjust, for the service that stores entries."""
 
+    # Checked by `require_well_formed`: on its way to the one rule that the contract states for Reserve the general
+    # validator looks at every item: 1.2 ms for 1,000, of which this takes a twentieth.
+    VALIDATING_METHODS = ("/usameter.quota.v1.AdmissionService/Reserve",)
+
     def __init__(self, service: AdmissionService) -> None:
         self._service = service
 
     async def Reserve(self, request: admission_pb2.ReserveRequest, context: Any) -> admission_pb2.ReserveResponse:
         """Takes quota for a group of requests."""
+        require_well_formed(request)
         org_id = OrgId(uuid_from_proto(request.org_id, field="org_id"))
         verdicts = await self._service.reserve(
             org_id,
@@ -68,6 +74,19 @@ class AdmissionServicer(admission_pb2_grpc.AdmissionServiceServicer):
         return admission_pb2.ListOpenReservationsResponse(
             reservations=[open_reservation_to_proto(each) for each in reservations]
         )
+
+
+def require_well_formed(request: admission_pb2.ReserveRequest) -> None:
+    """Do nothing if the request keeps the rules of its proto, and no text of it contains NUL.
+
+    Raises:
+        InvalidArgument: It does not; every fault is named.
+    """
+    violations = nul_violations(request)
+    if not request.requests:
+        violations.append(FieldViolation("requests", "must contain at least 1 item(s)"))
+    if violations:
+        raise InvalidArgument(violations)
 
 
 def requests_from_proto(org_id: OrgId, requests: Sequence[admission_pb2.UsageRequest]) -> list[list[UsageItem]]:

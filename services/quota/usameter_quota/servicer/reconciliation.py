@@ -11,6 +11,7 @@ from typing import Any
 from usameter.quota.v1 import reconciliation_pb2, reconciliation_pb2_grpc
 from usameter_core.decimals import canonical
 from usameter_core.errors import FieldViolation, InvalidArgument, Unavailable
+from usameter_core.grpc.texts import nul_violations
 from usameter_core.grpc.timestamps import datetime_from_timestamp, datetime_in, timestamp_from_datetime
 from usameter_core.ids import OrgId, ReservationId
 from usameter_quota.domain.admission import Adjustment
@@ -88,10 +89,14 @@ class ReconciliationServicer(reconciliation_pb2_grpc.ReconciliationServiceServic
 async def _next(
     requests: AsyncIterator[reconciliation_pb2.CompareCountersRequest], step: str
 ) -> reconciliation_pb2.CompareCountersRequest:
-    """The next message of a comparison; InvalidArgument where it is not this step."""
+    """The next message of a comparison; InvalidArgument where it is not this step, or a text of it contains NUL."""
     request = await anext(requests, None)
     if request is None or request.WhichOneof("step") != step:
         raise InvalidArgument([FieldViolation("step", f"must be {step!r} now")])
+    # Validation comes to the messages of a call that has only one.
+    violations = nul_violations(request)
+    if violations:
+        raise InvalidArgument(violations)
     return request
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import asyncpg
-
-from usameter_core.errors import FieldViolation, InvalidArgument
 from usameter_core.grpc.context import remaining_seconds
 from usameter_core.postgres.transaction import run_again_where_asked
 
@@ -26,11 +23,7 @@ async def fetch(pool: Pool, sql: str, *arguments: object) -> list[Record]:
     Raises:
         Unavailable: The connection was lost, the deadline passed or it kept deadlocking; whether
             the statement took effect is then unknown.
-        InvalidArgument: A text has a NUL, which PostgreSQL cannot hold.
     """
-    try:
-        return await run_again_where_asked(
-            lambda: pool.fetch(sql, *arguments, timeout=remaining_seconds(at_most=_SECONDS_MAX))
-        )
-    except asyncpg.CharacterNotInRepertoireError:
-        raise InvalidArgument([FieldViolation("", "text must not contain NUL")]) from None
+    return await run_again_where_asked(
+        lambda: pool.fetch(sql, *arguments, timeout=remaining_seconds(at_most=_SECONDS_MAX))
+    )

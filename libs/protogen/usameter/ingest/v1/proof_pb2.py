@@ -28,7 +28,7 @@ from usameter.common.v1 import options_pb2 as usameter_dot_common_dot_v1_dot_opt
 from usameter.ingest.v1 import ledger_pb2 as usameter_dot_ingest_dot_v1_dot_ledger__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eusameter/ingest/v1/proof.proto\x12\x12usameter.ingest.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a usameter/common/v1/options.proto\x1a\x1fusameter/ingest/v1/ledger.proto\"(\n\x14GetEventProofRequest\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\"u\n\nEventProof\x12-\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1e.usameter.ingest.v1.EntryProof\x12\x38\n\ncorrection\x18\x02 \x01(\x0b\x32\x1e.usameter.ingest.v1.EntryProofB\x04\x88\xb5\x18\x01\"\xbe\x01\n\nEntryProof\x12.\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x1f.usameter.ingest.v1.LedgerEntry\x12\r\n\x05index\x18\x02 \x01(\x03\x12\x0c\n\x04path\x18\x03 \x03(\t\x12\x33\n\x08snapshot\x18\x04 \x01(\x0b\x32!.usameter.ingest.v1.SnapshotProof\x12.\n\x05\x65poch\x18\x05 \x01(\x0b\x32\x1f.usameter.ingest.v1.LedgerEpoch\"\xdb\x01\n\rSnapshotProof\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x11\n\ttenant_id\x18\x03 \x01(\t\x12\x12\n\nevent_type\x18\x04 \x01(\t\x12\x0b\n\x03\x64\x61y\x18\x05 \x01(\t\x12\x13\n\x0b\x65ntry_count\x18\x06 \x01(\x03\x12\r\n\x05total\x18\x07 \x01(\t\x12\x0c\n\x04root\x18\x08 \x01(\t\x12\r\n\x05index\x18\t \x01(\x03\x12\x0c\n\x04path\x18\n \x03(\t\x12\x1d\n\ninvoice_id\x18\x0b \x01(\tB\x04\x88\xb5\x18\x01H\x00\x88\x01\x01\x42\r\n\x0b_invoice_id\"J\n\x15ProveSnapshotsRequest\x12\x0e\n\x06org_id\x18\x01 \x01(\t\x12!\n\x0csnapshot_ids\x18\x02 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\"N\n\x16ProveSnapshotsResponse\x12\x34\n\tsnapshots\x18\x01 \x03(\x0b\x32!.usameter.ingest.v1.SnapshotProof\"\x83\x01\n\x10ReadChainRequest\x12\x0e\n\x06org_id\x18\x01 \x01(\t\x12\x1c\n\x0b\x66irst_epoch\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x17\n\nlast_epoch\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x19\n\x05limit\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x88\'(\x01\x42\r\n\x0b_last_epoch\"r\n\x11ReadChainResponse\x12/\n\x06\x65pochs\x18\x01 \x03(\x0b\x32\x1f.usameter.ingest.v1.LedgerEpoch\x12,\n\x04head\x18\x02 \x01(\x0b\x32\x1e.usameter.ingest.v1.LedgerHead2\xf7\x02\n\x0cProofService\x12\x93\x01\n\rGetEventProof\x12(.usameter.ingest.v1.GetEventProofRequest\x1a\x1e.usameter.ingest.v1.EventProof\"8\x8a\xb5\x18\r\n\x0b\x65vents:read\x82\xd3\xe4\x93\x02!\x12\x1f/api/v1/events/{event_id}/proof\x12o\n\x0eProveSnapshots\x12).usameter.ingest.v1.ProveSnapshotsRequest\x1a*.usameter.ingest.v1.ProveSnapshotsResponse\"\x06\x8a\xb5\x18\x02\x10\x01\x12`\n\tReadChain\x12$.usameter.ingest.v1.ReadChainRequest\x1a%.usameter.ingest.v1.ReadChainResponse\"\x06\x8a\xb5\x18\x02\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eusameter/ingest/v1/proof.proto\x12\x12usameter.ingest.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a usameter/common/v1/options.proto\x1a\x1fusameter/ingest/v1/ledger.proto\"(\n\x14GetEventProofRequest\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\"\x85\x01\n\nEventProof\x12-\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1e.usameter.ingest.v1.EntryProof\x12\x38\n\ncorrection\x18\x02 \x01(\x0b\x32\x1e.usameter.ingest.v1.EntryProofB\x04\x88\xb5\x18\x01\x12\x0e\n\x06org_id\x18\x03 \x01(\t\"\xbe\x01\n\nEntryProof\x12.\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x1f.usameter.ingest.v1.LedgerEntry\x12\r\n\x05index\x18\x02 \x01(\x03\x12\x0c\n\x04path\x18\x03 \x03(\t\x12\x33\n\x08snapshot\x18\x04 \x01(\x0b\x32!.usameter.ingest.v1.SnapshotProof\x12.\n\x05\x65poch\x18\x05 \x01(\x0b\x32\x1f.usameter.ingest.v1.LedgerEpoch\"\xdb\x01\n\rSnapshotProof\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x11\n\ttenant_id\x18\x03 \x01(\t\x12\x12\n\nevent_type\x18\x04 \x01(\t\x12\x0b\n\x03\x64\x61y\x18\x05 \x01(\t\x12\x13\n\x0b\x65ntry_count\x18\x06 \x01(\x03\x12\r\n\x05total\x18\x07 \x01(\t\x12\x0c\n\x04root\x18\x08 \x01(\t\x12\r\n\x05index\x18\t \x01(\x03\x12\x0c\n\x04path\x18\n \x03(\t\x12\x1d\n\ninvoice_id\x18\x0b \x01(\tB\x04\x88\xb5\x18\x01H\x00\x88\x01\x01\x42\r\n\x0b_invoice_id\"J\n\x15ProveSnapshotsRequest\x12\x0e\n\x06org_id\x18\x01 \x01(\t\x12!\n\x0csnapshot_ids\x18\x02 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\"N\n\x16ProveSnapshotsResponse\x12\x34\n\tsnapshots\x18\x01 \x03(\x0b\x32!.usameter.ingest.v1.SnapshotProof\"\x83\x01\n\x10ReadChainRequest\x12\x0e\n\x06org_id\x18\x01 \x01(\t\x12\x1c\n\x0b\x66irst_epoch\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x17\n\nlast_epoch\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x19\n\x05limit\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\x88\'(\x01\x42\r\n\x0b_last_epoch\"r\n\x11ReadChainResponse\x12/\n\x06\x65pochs\x18\x01 \x03(\x0b\x32\x1f.usameter.ingest.v1.LedgerEpoch\x12,\n\x04head\x18\x02 \x01(\x0b\x32\x1e.usameter.ingest.v1.LedgerHead2\xf7\x02\n\x0cProofService\x12\x93\x01\n\rGetEventProof\x12(.usameter.ingest.v1.GetEventProofRequest\x1a\x1e.usameter.ingest.v1.EventProof\"8\x8a\xb5\x18\r\n\x0b\x65vents:read\x82\xd3\xe4\x93\x02!\x12\x1f/api/v1/events/{event_id}/proof\x12o\n\x0eProveSnapshots\x12).usameter.ingest.v1.ProveSnapshotsRequest\x1a*.usameter.ingest.v1.ProveSnapshotsResponse\"\x06\x8a\xb5\x18\x02\x10\x01\x12`\n\tReadChain\x12$.usameter.ingest.v1.ReadChainRequest\x1a%.usameter.ingest.v1.ReadChainResponse\"\x06\x8a\xb5\x18\x02\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,20 +53,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROOFSERVICE'].methods_by_name['ReadChain']._serialized_options = b'\212\265\030\002\020\001'
   _globals['_GETEVENTPROOFREQUEST']._serialized_start=180
   _globals['_GETEVENTPROOFREQUEST']._serialized_end=220
-  _globals['_EVENTPROOF']._serialized_start=222
-  _globals['_EVENTPROOF']._serialized_end=339
-  _globals['_ENTRYPROOF']._serialized_start=342
-  _globals['_ENTRYPROOF']._serialized_end=532
-  _globals['_SNAPSHOTPROOF']._serialized_start=535
-  _globals['_SNAPSHOTPROOF']._serialized_end=754
-  _globals['_PROVESNAPSHOTSREQUEST']._serialized_start=756
-  _globals['_PROVESNAPSHOTSREQUEST']._serialized_end=830
-  _globals['_PROVESNAPSHOTSRESPONSE']._serialized_start=832
-  _globals['_PROVESNAPSHOTSRESPONSE']._serialized_end=910
-  _globals['_READCHAINREQUEST']._serialized_start=913
-  _globals['_READCHAINREQUEST']._serialized_end=1044
-  _globals['_READCHAINRESPONSE']._serialized_start=1046
-  _globals['_READCHAINRESPONSE']._serialized_end=1160
-  _globals['_PROOFSERVICE']._serialized_start=1163
-  _globals['_PROOFSERVICE']._serialized_end=1538
+  _globals['_EVENTPROOF']._serialized_start=223
+  _globals['_EVENTPROOF']._serialized_end=356
+  _globals['_ENTRYPROOF']._serialized_start=359
+  _globals['_ENTRYPROOF']._serialized_end=549
+  _globals['_SNAPSHOTPROOF']._serialized_start=552
+  _globals['_SNAPSHOTPROOF']._serialized_end=771
+  _globals['_PROVESNAPSHOTSREQUEST']._serialized_start=773
+  _globals['_PROVESNAPSHOTSREQUEST']._serialized_end=847
+  _globals['_PROVESNAPSHOTSRESPONSE']._serialized_start=849
+  _globals['_PROVESNAPSHOTSRESPONSE']._serialized_end=927
+  _globals['_READCHAINREQUEST']._serialized_start=930
+  _globals['_READCHAINREQUEST']._serialized_end=1061
+  _globals['_READCHAINRESPONSE']._serialized_start=1063
+  _globals['_READCHAINRESPONSE']._serialized_end=1177
+  _globals['_PROOFSERVICE']._serialized_start=1180
+  _globals['_PROOFSERVICE']._serialized_end=1555
 # @@protoc_insertion_point(module_scope)

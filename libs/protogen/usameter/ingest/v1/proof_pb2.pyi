@@ -42,6 +42,9 @@ class EventProof(message.Message):
 
     EVENT_FIELD_NUMBER: builtins.int
     CORRECTION_FIELD_NUMBER: builtins.int
+    ORG_ID_FIELD_NUMBER: builtins.int
+    org_id: builtins.str
+    """Whose ledger it is: leaves, snapshots and links of the chain are hashed with it."""
     @builtins.property
     def event(self) -> EntryProof: ...
     @builtins.property
@@ -53,10 +56,11 @@ class EventProof(message.Message):
         *,
         event: EntryProof | None = ...,
         correction: EntryProof | None = ...,
+        org_id: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["correction", b"correction", "event", b"event"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["correction", b"correction", "event", b"event"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["correction", b"correction", "event", b"event", "org_id", b"org_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

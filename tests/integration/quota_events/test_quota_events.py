@@ -1,24 +1,19 @@
-"""Grace, defaults, and what is written when a line of a limit is reached; with a clock that is set by hand."""
+"""Grace, and what is written when a line of a limit is reached; with a clock that is set by hand."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import uuid4
 
-import pytest
-
 from tests.support.quota import NOW, Bench, said
+from tests.support.quota_lines import check, is_waited, reserved
 from tests.support.wait import until
-from usameter_core.errors import NotFound
 from usameter_core.ids import ReservationId
 from usameter_core.period import hour_start
-from usameter_core.postgres.migrate import migrate
-from usameter_core.postgres.pool import Connection, Pool, open_pool
-from usameter_devstack.postgres import EmbeddedPostgres
+from usameter_core.postgres.pool import Pool
 from usameter_quota.domain.admission import Adjustment, Outcome
 from usameter_quota.domain.quota_events import QuotaEvent, QuotaEventFilter
 from usameter_quota.service.quota_events import QuotaEventService
@@ -29,44 +24,6 @@ from usameter_quota.worker import CLOCK_SKEW_MAX, PeriodEnder
 FEBRUARY = datetime(2026, 2, 1, tzinfo=UTC)
 INSTANT = timedelta(microseconds=1)
 SMALLEST = "0.000001"
-
-
-@pytest.fixture(scope="module")
-async def pool(postgres: EmbeddedPostgres) -> AsyncIterator[Pool]:
-    """One database for all tests here: each has an organization of its own."""
-    await postgres.ensure_database("quota_events")
-    await migrate(postgres.url("quota_events"), schema="quota", package="usameter_quota")
-    async with open_pool(postgres.url("quota_events", user="usameter_quota"), application_name="test") as opened:
-        yield opened
-
-
-@pytest.fixture
-async def replica(postgres: EmbeddedPostgres, pool: Pool) -> AsyncIterator[Pool]:
-    """The pool of a second replica."""
-    async with open_pool(postgres.url("quota_events", user="usameter_quota"), application_name="replica") as opened:
-        yield opened
-
-
-@pytest.fixture
-def bench(pool: Pool) -> Bench:
-    return Bench(pool)
-
-
-async def check(bench: Bench, quantity: str, tenant_id: str = "t") -> bool:
-    return (await bench.quotas.check_quota(bench.caller.org_id, tenant_id, "e", Decimal(quantity))).allowed
-
-
-async def reserved(bench: Bench, quantity: str, tenant_id: str = "t") -> ReservationId:
-    """An open reservation."""
-    reservation_id = ReservationId(uuid4())
-    (verdict,) = await bench.reserve([(tenant_id, "e", quantity)], reservation_id=reservation_id)
-    assert verdict.admitted
-    return reservation_id
-
-
-async def is_waited(connection: Connection, *, by: int = 1) -> bool:
-    waiting = await connection.fetchval("SELECT count(*) FROM pg_catalog.pg_locks WHERE NOT granted")
-    return bool(waiting == by)
 
 
 async def test_a_soft_limit_with_grace_lets_through_until_the_grace_has_ended(bench: Bench) -> None:
@@ -306,137 +263,6 @@ async def test_the_rolling_window_resets_on_the_day_its_use_is_below_the_limit_a
     assert (reset.occurred_at, reset.stored) == (datetime(2026, 2, 14, tzinfo=UTC), Decimal(8))
     assert said(await bench.store("3")) == "QUOTA_EXCEEDED"
     assert await bench.happened() == [*reached, "RESET", "LIMIT_REACHED", "GRACE_STARTED"], "the warning line was kept"
-
-
-async def test_a_default_applies_to_whoever_has_no_limit_of_their_own(bench: Bench) -> None:
-    await bench.default("10")
-    await bench.limit("20", tenant_id="own")
-    await bench.limit("5", "DISABLED", tenant_id="free")
-    assert said((await bench.reserve([("t", "e", "11")]))[0]) == "DENY"
-    assert said((await bench.reserve([("own", "e", "11")]))[0]) == "ALLOW"
-    assert said((await bench.reserve([("free", "e", "11")]))[0]) == "ALLOW"
-    assert said((await bench.reserve([("t", "other", "11")]))[0]) == "ALLOW"
-    listed = await bench.quotas.list_quotas(bench.caller.org_id, tenant_id=None, after=("", ""), limit=10)
-    assert [(each.tenant_id, each.terms.limit_value, each.from_default) for each in listed] == [
-        ("free", 5, False),
-        ("own", 20, False),
-        ("t", 10, True),
-    ]
-    assert await bench.quotas.list_quotas(bench.caller.org_id, tenant_id="own", after=("", ""), limit=1) == listed[1:2]
-    await bench.quotas.delete_quota(bench.caller, "own", "e")
-    quota = await bench.quota("own")
-    assert (quota.terms.limit_value, quota.from_default, quota.current) == (10, True, 11)
-    assert not await check(bench, "1", "own")
-    with pytest.raises(NotFound):
-        await bench.quotas.delete_quota(bench.caller, "own", "e")
-    await bench.quotas.delete_default(bench.caller, "e")
-    assert await check(bench, "1", "own")
-    with pytest.raises(NotFound):
-        await bench.quota("own")
-    with pytest.raises(NotFound):
-        await bench.quotas.delete_default(bench.caller, "e")
-
-
-async def test_a_default_says_of_a_tenant_above_it_that_it_is_at_the_tenants_next_request(bench: Bench) -> None:
-    await bench.store("12")
-    await bench.default("10")
-    assert await bench.happened() == []
-    assert said(await bench.store("1")) == "DENY"
-    assert await bench.happened() == ["SOFT_LIMIT_REACHED", "LIMIT_REACHED"]
-    await bench.default("10", "SOFT", grace=1)
-    assert said(await bench.store("1")) == "QUOTA_EXCEEDED"
-    assert (await bench.quota()).grace_ends_at == NOW + timedelta(hours=1)
-    assert len(await bench.happened()) == 5
-
-
-async def test_every_change_of_a_default_is_logged(bench: Bench) -> None:
-    await bench.default("10")
-    await bench.default("10")
-    await bench.default("20", "SOFT", grace=3)
-    await bench.quotas.delete_default(bench.caller, "e")
-    rows = await bench.pool.fetch(
-        """
-        SELECT tenant_id, version, limit_value, grace_period_hours
-        FROM quota.limit_change
-        WHERE org_id = $1
-        ORDER BY version
-        """,
-        bench.caller.org_id,
-    )
-    assert [tuple(row) for row in rows] == [("", 1, 10, None), ("", 2, 20, 3), ("", 3, None, None)]
-
-
-Change = Callable[[Connection, Bench], Awaitable[object]]
-
-
-async def lower_the_default(connection: Connection, bench: Bench) -> object:
-    return await connection.execute(
-        "SELECT quota.set_limit($1, '', 'e', $2, 'key_test', 5, 'HARD', 'MONTHLY', 80::smallint, NULL)",
-        bench.caller.org_id,
-        NOW,
-    )
-
-
-async def delete_the_own_limit(connection: Connection, bench: Bench) -> object:
-    return await connection.execute("SELECT quota.delete_limit($1, 't', 'e', $2, 'key_test')", bench.caller.org_id, NOW)
-
-
-@pytest.mark.parametrize("change", [lower_the_default, delete_the_own_limit])
-async def test_a_reserve_that_waited_for_a_change_is_held_to_the_new_default(
-    bench: Bench, replica: Pool, change: Change
-) -> None:
-    """I4: no admission above the limit then in force, also where that is a default."""
-    await bench.default("10" if change is lower_the_default else "5")
-    if change is delete_the_own_limit:
-        await bench.limit("10")
-    async with replica.acquire() as connection:
-        async with connection.transaction():
-            await change(connection, bench)
-            waiting = asyncio.create_task(bench.use("6"))
-            await until(lambda: is_waited(connection), "the reserve waits")
-        assert said(await waiting) == "DENY"
-
-
-async def test_a_default_is_not_changed_under_a_reserve_that_has_decided(bench: Bench, replica: Pool) -> None:
-    """I4: once the change is answered, nothing commits that was admitted under the old default."""
-    await bench.default("10")
-    async with replica.acquire() as connection:
-        async with connection.transaction():
-            await connection.execute("SELECT quota.lock_heads($1, '{t}', '{e}')", bench.caller.org_id)
-            changing = asyncio.create_task(bench.default("5"))
-            await until(lambda: is_waited(connection), "the change waits")
-            assert not changing.done()
-        await changing
-
-
-async def test_a_default_lowered_under_load_holds_every_tenant_from_its_answer_on(bench: Bench, replica: Pool) -> None:
-    """I4, on two replicas: what is counted when the change is answered grows no more where it is above."""
-    await bench.default("1000")
-    sides = [bench, Bench(replica, bench.clock, bench.caller)]
-    tenants = [f"t{number}" for number in range(8)]
-    stop = asyncio.Event()
-
-    async def drain(side: Bench) -> None:
-        while not stop.is_set():
-            await side.reserve(*[[(tenant, "e", "1")] for tenant in random.sample(tenants, 5)])
-
-    async def counted() -> dict[str, Decimal]:
-        rows = await bench.pool.fetch(
-            "SELECT tenant_id, quantity FROM quota.usage_day WHERE org_id = $1", bench.caller.org_id
-        )
-        return {row["tenant_id"]: row["quantity"] for row in rows}
-
-    async def is_busy() -> bool:
-        return min((await counted()).values(), default=0) > 5
-
-    racing = [asyncio.create_task(drain(side)) for side in sides * 4]
-    await until(is_busy, "every tenant has used some")
-    await sides[1].default("5")
-    answered = await counted()
-    await asyncio.sleep(0.2)
-    stop.set()
-    await asyncio.gather(*racing)
-    assert await counted() == answered
 
 
 async def test_racing_commits_and_aborts_write_each_event_once(bench: Bench, replica: Pool) -> None:

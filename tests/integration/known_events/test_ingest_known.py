@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any
-from uuid import UUID
 
 import asyncpg
 import pytest
@@ -19,10 +13,11 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from tests.conftest import Database
+from tests.support.known_events import NOW, Seconds, cached_ids, correct, event, record, stored
 from tests.support.sql import execute, fetch_value
 from tests.support.wait import until
 from usameter_core.errors import Unavailable
-from usameter_core.ids import OrgId, ReservationId, new_uuid
+from usameter_core.ids import OrgId, new_uuid
 from usameter_core.postgres.migrate import migrate
 from usameter_core.postgres.pool import Pool, open_pool
 from usameter_core.redis.breaker import CircuitBreaker
@@ -31,107 +26,10 @@ from usameter_devstack.ports import free_port
 from usameter_devstack.postgres import EmbeddedPostgres
 from usameter_ingest.counters import known as known_module
 from usameter_ingest.counters.known import KnownEventCache
-from usameter_ingest.domain.event import CorrectionKind, StoredEvent, UsageEvent, new_event
+from usameter_ingest.domain.event import CorrectionKind, UsageEvent
 from usameter_ingest.metrics import KNOWN_EVENTS, KNOWN_EVENTS_DROPPED
 from usameter_ingest.service.known import KnownEvents
-from usameter_ingest.store import entries as entries_module
 from usameter_ingest.store.entries import GENERATION_SECONDS, EntryStore, EventAlreadyStored
-
-NOW = datetime(2026, 3, 10, 12, 0, 0, 123_457, tzinfo=UTC)
-
-
-@dataclass(slots=True)
-class Seconds:
-    """A monotonic clock that is set by hand."""
-
-    value: float = 1_000.0
-
-    def __call__(self) -> float:
-        return self.value
-
-
-def event(org_id: OrgId, key: str | None, *, quantity: int = 1, timestamp: datetime | None = None) -> UsageEvent:
-    return new_event(
-        org_id=org_id,
-        tenant_id="acme",
-        event_type="call",
-        quantity=Decimal(quantity),
-        metadata=b"{}",
-        idempotency_key=key,
-        timestamp=timestamp,
-        now=NOW,
-    )
-
-
-def patient_cache(redis: Redis) -> KnownEventCache:
-    """A cache that bears a busy machine: what is tested here is not its haste."""
-    breaker = CircuitBreaker(dependency="redis", failure_types=(RedisError, OSError), timeout_seconds=30)
-    return KnownEventCache(redis, breaker)
-
-
-@pytest.fixture
-def org_id() -> OrgId:
-    return OrgId(new_uuid())
-
-
-@pytest.fixture
-async def pool(database: Database) -> AsyncIterator[Pool]:
-    async with open_pool(database.role_url("ingest"), application_name="test") as opened:
-        yield opened
-
-
-@pytest.fixture
-async def redis(database: Database) -> AsyncIterator[Redis]:
-    async with Redis.from_url(database.redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-def cache(redis: Redis) -> KnownEventCache:
-    return patient_cache(redis)
-
-
-@pytest.fixture
-def clock() -> Seconds:
-    return Seconds()
-
-
-@pytest.fixture
-def entries(pool: Pool) -> EntryStore:
-    return EntryStore(pool, slot=0)
-
-
-@pytest.fixture
-def known(entries: EntryStore, cache: KnownEventCache, clock: Seconds) -> KnownEvents:
-    return KnownEvents(entries=entries, cache=cache, monotonic_seconds=clock)
-
-
-async def record(entries: EntryStore, org_id: OrgId, *events: UsageEvent) -> str:
-    return await entries.record_events(org_id, ReservationId(new_uuid()), events)
-
-
-async def correct(entries: EntryStore, org_id: OrgId, event_id: UUID, kind: CorrectionKind) -> None:
-    await entries.record_correction(
-        org_id,
-        None,
-        event_id=event_id,
-        kind=kind,
-        quantity_delta=Decimal("-0.5") if kind is CorrectionKind.AMEND else Decimal(-1),
-        reason="r",
-        leaf_prefix=b"",
-    )
-
-
-async def cached_ids(redis: Redis, org_id: OrgId) -> set[UUID]:
-    """Every event of an organization that is in Redis, in whatever generation."""
-    found: set[UUID] = set()
-    async for key in redis.scan_iter(f"usameter:known:{{{org_id}}}:*"):
-        found |= {UUID(bytes=each) for each in await redis.hkeys(key)}
-    return found
-
-
-def stored(event: UsageEvent, *, voided: bool = False) -> StoredEvent:
-    return StoredEvent(event.event_id, event.request_hash, event.occurred_at, event.timestamp_given, voided)
 
 
 async def test_the_cache_answers_what_postgresql_answers(
@@ -400,126 +298,6 @@ async def test_what_cannot_be_written_is_dropped_and_counted(database: Database,
         assert dropped() == before + 3, "a hundred thousand may wait"
         cache.add(org_id, "g", events[:1])
         assert dropped() == before + 4
-
-
-@dataclass(slots=True)
-class Subject:
-    """Two replicas with one cache, and what each event is."""
-
-    admin: asyncpg.Connection[asyncpg.Record]
-    entries: EntryStore
-    redis: Redis
-    clock: Seconds = field(default_factory=Seconds)
-    org_id: OrgId = field(default_factory=lambda: OrgId(new_uuid()))
-    model: dict[UUID, StoredEvent] = field(default_factory=dict)
-    corrected: set[UUID] = field(default_factory=set)
-    cache: KnownEventCache = field(init=False)
-    replicas: list[KnownEvents] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.cache = patient_cache(self.redis)
-        self.replicas = [
-            KnownEvents(entries=self.entries, cache=self.cache, monotonic_seconds=self.clock) for _ in range(2)
-        ]
-
-    def id(self, key: str) -> UUID:
-        return event(self.org_id, key).event_id
-
-    async def take(self, action: str, *arguments: Any) -> None:
-        await getattr(self, f"_{action}")(*arguments)
-        await self.cache.flush()
-
-    async def _record(self, key: str, replica: int) -> None:
-        sent = event(self.org_id, key, quantity=len(self.model) + 1)
-        if sent.event_id in self.model:
-            with pytest.raises(EventAlreadyStored):
-                await record(self.entries, self.org_id, sent)
-            return
-        self.replicas[replica].add(self.org_id, await record(self.entries, self.org_id, sent), [sent])
-        self.model[sent.event_id] = stored(sent)
-
-    async def _find(self, keys: list[str], replica: int) -> None:
-        ids = [self.id(key) for key in keys]
-        found = await self.replicas[replica].find(self.org_id, ids)
-        assert found == {each: self.model[each] for each in ids if each in self.model}
-
-    async def _void(self, key: str) -> None:
-        await self._correct(key, CorrectionKind.VOID)
-        # The time that the void waits before it is answered.
-        self.clock.value += GENERATION_SECONDS
-
-    async def _amend(self, key: str) -> None:
-        await self._correct(key, CorrectionKind.AMEND)
-
-    async def _correct(self, key: str, kind: CorrectionKind) -> None:
-        event_id = self.id(key)
-        if event_id not in self.model or event_id in self.corrected:
-            return
-        await correct(self.entries, self.org_id, event_id, kind)
-        self.corrected.add(event_id)
-        if kind is CorrectionKind.VOID:
-            known = self.model[event_id]
-            self.model[event_id] = StoredEvent(
-                event_id, known.request_hash, known.occurred_at, known.timestamp_given, True
-            )
-
-    async def _forget(self, key: str) -> None:
-        """Restore the database from before the event, which takes longer than a generation is trusted."""
-        event_id = self.id(key)
-        for table in ("quota_outbox", "correction", "usage_event"):
-            await self.admin.execute(f"DELETE FROM ingest.{table} WHERE event_id = $1", event_id)
-        await self.admin.execute("VACUUM FULL ingest.usage_event")
-        self.model.pop(event_id, None)
-        self.corrected.discard(event_id)
-        self.clock.value += GENERATION_SECONDS
-
-    async def _lose(self, key: str) -> None:
-        async for each in self.redis.scan_iter(f"usameter:known:{{{self.org_id}}}:*"):
-            await self.redis.hdel(each, self.id(key).bytes)
-
-    async def _empty(self) -> None:
-        async for each in self.redis.scan_iter(f"usameter:known:{{{self.org_id}}}:*"):
-            await self.redis.delete(each)
-
-    async def _wait(self, seconds: float) -> None:
-        self.clock.value += seconds
-
-
-ACTIONS = {"find": 16, "record": 4, "void": 1, "amend": 1, "forget": 1, "lose": 1, "empty": 0.2, "wait": 1}
-
-
-def history(source: random.Random, steps: int) -> Iterator[tuple[Any, ...]]:
-    """Steps of two replicas with five keys at a time: an event is voided once, so the keys change."""
-    for number in range(steps):
-        keys = [f"k{number // 25 + nth}" for nth in range(5)]
-        (action,) = source.choices(list(ACTIONS), list(ACTIONS.values()))
-        match action:
-            case "find":
-                yield action, source.sample(keys, source.randint(1, 3)), source.randrange(2)
-            case "record":
-                yield action, source.choice(keys), source.randrange(2)
-            case "wait":
-                yield action, source.choice([0.2, 0.5, 60.0])
-            case "empty":
-                yield (action,)
-            case _:
-                yield action, source.choice(keys)
-
-
-@pytest.mark.parametrize("seed", range(4))
-async def test_random_histories_have_the_answers_of_a_service_without_a_cache(
-    database: Database, entries: EntryStore, redis: Redis, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
-    """I1: whatever the cache holds, lacks or loses, and whatever the database forgets."""
-    monkeypatch.setattr(entries_module, "GENERATION_SECONDS", 0)
-    from_cache = KNOWN_EVENTS.labels("cache")._value.get
-    before = from_cache()
-    admin = await asyncpg.connect(database.admin_url)
-    subject = Subject(admin, entries, redis)
-    for taken in history(random.Random(seed), 400):
-        await subject.take(*taken)
-    await admin.close()
-    assert from_cache() > before + 100, "the cache was asked"
 
 
 async def test_the_role_of_ingest_may_ask_for_the_generation(database: Database, pool: Pool, org_id: OrgId) -> None:
