@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from tests.support.wait import until
 from usameter.common.v1 import error_pb2
 from usameter.ingest.v1 import event_pb2
 from usameter.quota.v1 import quota_pb2
+from usameter_core.ids import OrgId
 
 
 @pytest.fixture
@@ -229,27 +231,53 @@ async def test_one_request_failing_leaves_the_others_of_its_group_alone(services
     assert await stored(database) == 21
 
 
-async def test_while_a_group_is_inserted_the_next_is_looked_up_and_reserved(
+async def test_while_a_group_is_inserted_the_next_is_reserved(services: Services, database: Database) -> None:
+    async def are_reserved(count: int) -> bool:
+        return bool(await stored(database, "SELECT count(*) FROM quota.reservation") == count)
+
+    async with hold(database, "SELECT pg_advisory_xact_lock(ingest.ledger_lock_key($1))", services.org_id):
+        first = asyncio.create_task(record_one(services, **event("first")))
+        await until(partial(are_reserved, 1), "the first is reserved")
+        second = asyncio.create_task(record_one(services, **event("second")))
+        await until(partial(are_reserved, 2), "the second is reserved")
+        assert not first.done() and not second.done()
+    assert not (await first).deduplicated and not (await second).deduplicated
+    assert await stored(database) == 2
+
+
+async def test_groups_reserve_one_after_the_other_and_what_is_stored_waits_for_nobody(
     services: Services, database: Database
 ) -> None:
-    async def are_reserved(count: int) -> bool:
-        return bool(await fetch_value(database, "SELECT count(*) FROM quota.reservation") == count)
+    async def reserving() -> int:
+        waiting = "usename = 'usameter_quota' AND datname = current_database() AND wait_event_type = 'Lock'"
+        return int(await stored(database, f"SELECT count(*) FROM pg_stat_activity WHERE {waiting}"))
+
+    async def is_reserving() -> bool:
+        return await reserving() == 1
 
     await record_one(services, **event("known"))
-    before = await fetch_value(database, "SELECT count(*) FROM quota.reservation")
-    admin = await asyncpg.connect(database.admin_url)
-    async with admin.transaction():
-        await admin.execute("SELECT pg_advisory_xact_lock(ingest.ledger_lock_key($1))", services.org_id)
+    async with hold(database, "SELECT FROM quota.quota_head WHERE org_id = $1 FOR UPDATE", services.org_id):
         first = asyncio.create_task(record_one(services, **event("first")))
-        await until(partial(are_reserved, before + 1), "the first is reserved")
-        second = asyncio.create_task(record_one(services, **event("second")))
-        # What is stored needs no turn.
+        await until(is_reserving, "the first is being reserved")
         assert (await record_one(services, **event("known"))).deduplicated
-        await until(partial(are_reserved, before + 2), "the second is reserved")
-        assert not first.done() and not second.done()
-    await admin.close()
+        second = asyncio.create_task(record_one(services, **event("second")))
+        # Long enough for it to reserve if it did not wait.
+        await asyncio.sleep(0.2)
+        assert await is_reserving() and not first.done() and not second.done()
     assert not (await first).deduplicated and not (await second).deduplicated
     assert await stored(database) == 3
+
+
+@asynccontextmanager
+async def hold(database: Database, lock: str, org_id: OrgId) -> AsyncIterator[None]:
+    """Hold a lock of the database's meanwhile."""
+    admin = await asyncpg.connect(database.admin_url)
+    try:
+        async with admin.transaction():
+            await admin.execute(lock, org_id)
+            yield
+    finally:
+        await admin.close()
 
 
 async def test_calls_need_a_key_with_the_scope(services: Services) -> None:

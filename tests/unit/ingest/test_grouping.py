@@ -14,25 +14,25 @@ import pytest
 from usameter_core.errors import Unavailable
 from usameter_core.ids import OrgId, new_uuid
 from usameter_core.tasks import background_tasks
-from usameter_ingest.domain.event import new_event
+from usameter_ingest.domain.event import UsageEvent, new_event
 from usameter_ingest.service.grouping import GroupCommitter
-from usameter_ingest.service.recording import GroupRecorder, Recorded, RecordRequest, Turn
+from usameter_ingest.service.recording import GroupRecorder, Recorded, RecordRequest
 
 NOW = datetime(2026, 3, 10, 12, tzinfo=UTC)
 ORG = OrgId(new_uuid())
 
 
 class HeldRecorder(GroupRecorder):
-    """Stores nothing: notes each group and its turn, and answers it when it is let go."""
+    """Stores nothing: notes each group, and answers it when it is let go."""
 
     def __init__(self) -> None:
         self.groups: list[list[str]] = []
-        self.turns: list[Turn] = []
         self.let_go = asyncio.Event()
 
-    async def record(self, org_id: OrgId, requests: Sequence[RecordRequest], turn: Turn) -> None:
+    async def record(
+        self, org_id: OrgId, requests: Sequence[RecordRequest], *, reserving: asyncio.Lock, until: float
+    ) -> None:
         self.groups.append([str(request.events[0].idempotency_key) for request in requests])
-        self.turns.append(turn)
         await self.let_go.wait()
         for request in requests:
             if not request.answer.done():
@@ -56,11 +56,24 @@ def request(key: str, *, events: int = 1, metadata_bytes: int = 2) -> RecordRequ
     return RecordRequest(made, batch=True)
 
 
+def keyless() -> UsageEvent:
+    return new_event(
+        org_id=ORG,
+        tenant_id="acme",
+        event_type="req",
+        quantity=Decimal(1),
+        metadata=b"{}",
+        idempotency_key=None,
+        timestamp=None,
+        now=NOW,
+    )
+
+
 @asynccontextmanager
 async def open_committer(**bounds: Any) -> AsyncIterator[tuple[GroupCommitter, HeldRecorder]]:
     recorder = HeldRecorder()
     async with background_tasks() as tasks:
-        yield GroupCommitter(recorder, tasks=tasks, **{"next_group_events_min": 1, **bounds}), recorder
+        yield GroupCommitter(recorder, tasks=tasks, **{"next_group_events_enough": 1, **bounds}), recorder
 
 
 async def turns() -> None:
@@ -94,9 +107,9 @@ async def test_a_group_has_at_most_so_many_bytes_of_metadata_and_keys() -> None:
         assert recorder.groups == [["a", "b"], ["c"], ["large"]]
 
 
-@pytest.mark.parametrize("under_way", [3, 100])
-async def test_few_events_wait_until_they_are_as_many_as_those_under_way_or_as_the_bound(under_way: int) -> None:
-    async with open_committer(next_group_events_min=3) as (committer, recorder):
+@pytest.mark.parametrize(("under_way", "enough"), [(3, 200), (100, 3)])
+async def test_few_events_wait_until_they_are_as_many_as_those_under_way_or_enough(under_way: int, enough: int) -> None:
+    async with open_committer(next_group_events_enough=enough) as (committer, recorder):
         for key, events in (("first", under_way), ("second", 1), ("third", 1)):
             committer.submit(ORG, request(key, events=events))
             await turns()
@@ -104,23 +117,6 @@ async def test_few_events_wait_until_they_are_as_many_as_those_under_way_or_as_t
         committer.submit(ORG, request("fourth"))
         await turns()
         assert recorder.groups[1:] == [["second", "third", "fourth"]]
-
-
-async def test_groups_take_turns_and_one_that_ends_without_its_own_passes_it_on() -> None:
-    async with open_committer(groups_in_flight_max=3) as (committer, recorder):
-        for key in ("first", "second", "third"):
-            committer.submit(ORG, request(key))
-            await turns()
-        first, second, third = recorder.turns
-        assert [turn.begins.is_set() for turn in recorder.turns] == [True, False, False]
-        first.ends.set()
-        assert [turn.begins.is_set() for turn in recorder.turns] == [True, True, False]
-        recorder.let_go.set()
-        await turns()
-        assert second.ends.is_set() and third.begins.is_set() and third.ends.is_set()
-        committer.submit(ORG, request("later"))
-        await turns()
-        assert recorder.turns[-1].begins.is_set()
 
 
 @pytest.mark.parametrize("bounds", [{"held_events_max": 8}, {"held_bytes_max": 8 * 11}])
@@ -178,6 +174,26 @@ async def test_a_request_that_has_waited_too_long_is_refused_and_not_recorded() 
         await asyncio.wait_for(begun, 5)
         await asyncio.wait_for(committer.submit(ORG, request("again")), 5)
         assert recorder.groups == [["begun"], ["again"]]
+
+
+async def test_who_waits_too_long_for_others_to_reserve_or_goes_away_meanwhile_is_not_recorded() -> None:
+    # Without keys nothing is looked up, so that nothing is asked of anybody before the lock is to be had.
+    absent: Any = None
+    recorder = GroupRecorder(
+        entries=absent, known=absent, outcomes=absent, quota=absent, tenants=absent, settler=absent, live=absent
+    )
+    reserving = asyncio.Lock()
+    await reserving.acquire()
+    late, gone = (RecordRequest([keyless()], batch=False) for _ in range(2))
+    now = asyncio.get_running_loop().time()
+    await recorder.record(ORG, [late], reserving=reserving, until=now + 0.05)
+    assert (await refusal(late.answer)).retry_safe
+    recording = asyncio.create_task(recorder.record(ORG, [gone], reserving=reserving, until=now + 60))
+    await turns()
+    gone.answer.cancel()
+    reserving.release()
+    await recording
+    assert gone.answer.cancelled() and not reserving.locked()
 
 
 async def test_only_requests_of_the_same_key_wait_for_each_other() -> None:

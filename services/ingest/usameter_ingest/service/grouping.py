@@ -19,7 +19,7 @@ from uuid import UUID
 
 from usameter_core.errors import Unavailable
 from usameter_core.ids import OrgId
-from usameter_ingest.service.recording import GroupRecorder, Recorded, RecordRequest, Turn, fail_all
+from usameter_ingest.service.recording import GroupRecorder, Recorded, RecordRequest, fail_all, not_begun
 
 _MIB = 1024 * 1024
 
@@ -33,13 +33,13 @@ class GroupCommitter:
         group_events_max: A group has at most this many events,
         group_bytes_max: and at most this many bytes of metadata and keys, but for a single request that has more.
         groups_in_flight_max: Groups of one organization that may be under way at once. They reserve one after the
-            other, and each is looked up before its turn: while one is inserted the next is reserved.
-        next_group_events_min: While others are under way, fewer events than these wait until they are as many as
-            those: a group costs some milliseconds of all services, whatever is in it.
+            other: while one is inserted, the next is reserved.
+        next_group_events_enough: While a group is under way, the next begins once as many events wait as that has,
+            or this many: a group costs some milliseconds of all services, whatever is in it.
         held_events_max: Beyond this many events that wait or are under way, or half as many of one
             organization, requests are refused at once;
         held_bytes_max: and likewise for their bytes.
-        waiting_seconds_max: A request whose group has not begun by then is refused.
+        waiting_seconds_max: A request for which no quota is being reserved by then is refused.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class GroupCommitter:
         group_events_max: int = 5_000,
         group_bytes_max: int = 8 * _MIB,
         groups_in_flight_max: int = 2,
-        next_group_events_min: int = 200,
+        next_group_events_enough: int = 200,
         held_events_max: int = 100_000,
         held_bytes_max: int = 256 * _MIB,
         waiting_seconds_max: float = 10,
@@ -59,7 +59,7 @@ class GroupCommitter:
         self._tasks = tasks
         self._group_max = _Load(group_events_max, group_bytes_max)
         self._groups_in_flight_max = groups_in_flight_max
-        self._next_group_events_min = next_group_events_min
+        self._next_group_events_enough = next_group_events_enough
         self._held_max = _Load(held_events_max, held_bytes_max)
         self._lane_held_max = _Load(held_events_max // 2, held_bytes_max // 2)
         self._waiting_seconds_max = waiting_seconds_max
@@ -78,7 +78,7 @@ class GroupCommitter:
         lane = self._lanes.get(org_id) or _Lane()
         size = _load_of(request)
         if not (self._held.has_room(size, self._held_max) and lane.held.has_room(size, self._lane_held_max)):
-            fail_all([request], _not_begun("Too many events are waiting to be recorded"))
+            fail_all([request], not_begun("Too many events are waiting to be recorded"))
             return request.answer
         self._lanes[org_id] = lane
         loop = asyncio.get_running_loop()
@@ -104,18 +104,21 @@ class GroupCommitter:
         while self._is_group_due(lane) and (group := self._next_group(lane)):
             lane.groups_in_flight += 1
             lane.events_in_flight += _events_of(group)
-            turn = Turn(lane.turn_ends)
-            lane.turn_ends = turn.ends
-            recording = self._recorder.record(org_id, [waiting.request for waiting in group], turn)
+            recording = self._recorder.record(
+                org_id,
+                [waiting.request for waiting in group],
+                reserving=lane.reserving,
+                until=min([waiting.until for waiting in group]),
+            )
             try:
                 # A context of its own: the deadline of whoever happened to start the group is not the group's.
                 task = self._tasks.create_task(recording, context=contextvars.Context())
             except RuntimeError:  # the task group is ending, and takes no more
                 recording.close()
-                self._end_group(lane, group, turn, _not_begun("The service is stopping"))
+                self._end_group(lane, group, not_begun("The service is stopping"))
             else:
                 # A callback, since a task that is cancelled before its first step never gets to a `finally`.
-                task.add_done_callback(partial(self._group_ended, org_id, lane, group, turn))
+                task.add_done_callback(partial(self._group_ended, org_id, lane, group))
         if not lane.waiting and not lane.groups_in_flight:
             if lane.refusal is not None:
                 lane.refusal.cancel()
@@ -125,7 +128,7 @@ class GroupCommitter:
     def _is_group_due(self, lane: _Lane) -> bool:
         return lane.groups_in_flight == 0 or (
             lane.groups_in_flight < self._groups_in_flight_max
-            and lane.waiting_events >= min(lane.events_in_flight, self._next_group_events_min)
+            and lane.waiting_events >= min(lane.events_in_flight, self._next_group_events_enough)
         )
 
     def _next_group(self, lane: _Lane) -> list[_Waiting]:
@@ -149,16 +152,13 @@ class GroupCommitter:
             lane.ids_in_flight |= waiting.event_ids
         return group
 
-    def _group_ended(
-        self, org_id: OrgId, lane: _Lane, group: Sequence[_Waiting], turn: Turn, _: asyncio.Task[None]
-    ) -> None:
+    def _group_ended(self, org_id: OrgId, lane: _Lane, group: Sequence[_Waiting], _: asyncio.Task[None]) -> None:
         # All are answered, unless the group was cut off.
         stopping = Unavailable("The service is stopping; whether the events were recorded is unknown")
-        self._end_group(lane, group, turn, stopping)
+        self._end_group(lane, group, stopping)
         self._start_groups(org_id, lane)
 
-    def _end_group(self, lane: _Lane, group: Sequence[_Waiting], turn: Turn, unanswered: Unavailable) -> None:
-        turn.ends.set()
+    def _end_group(self, lane: _Lane, group: Sequence[_Waiting], unanswered: Unavailable) -> None:
         lane.groups_in_flight -= 1
         lane.events_in_flight -= _events_of(group)
         for waiting in group:
@@ -181,7 +181,7 @@ class GroupCommitter:
         lane.refusal = None if earliest is None else loop.call_at(earliest, self._refuse_late, lane)
         for waiting in late:
             self._forget(lane, waiting)
-        fail_all([waiting.request for waiting in late], _not_begun("The events waited too long to be recorded"))
+        fail_all([waiting.request for waiting in late], not_begun("The events waited too long to be recorded"))
 
     def _forget(self, lane: _Lane, waiting: _Waiting) -> None:
         """Wait no longer with a request; nothing happens where its group has begun."""
@@ -229,12 +229,6 @@ class _Waiting:
     parked_for: UUID | None = None
 
 
-def _in_the_past() -> asyncio.Event:
-    event = asyncio.Event()
-    event.set()
-    return event
-
-
 @dataclass(slots=True)
 class _Lane:
     """The requests of one organization."""
@@ -247,8 +241,8 @@ class _Lane:
     ids_in_flight: set[UUID] = field(default_factory=set)
     groups_in_flight: int = 0
     events_in_flight: int = 0
-    # The end of the turn of the group that began last.
-    turn_ends: asyncio.Event = field(default_factory=_in_the_past)
+    # Groups reserve one after the other.
+    reserving: asyncio.Lock = field(default_factory=asyncio.Lock)
     held: _Load = field(default_factory=_Load)
     start_due: bool = False
     refusal: asyncio.TimerHandle | None = None
@@ -298,8 +292,3 @@ def _load_of(request: RecordRequest) -> _Load:
         len(request.events),
         sum([len(event.metadata) + len(event.idempotency_key or "") for event in request.events]),
     )
-
-
-def _not_begun(why: str) -> Unavailable:
-    """For a request of which nothing was sent anywhere."""
-    return Unavailable(f"{why}; try again", retry_safe=True)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -73,14 +74,6 @@ class RecordRequest:
     answer: asyncio.Future[Recorded] = field(default_factory=asyncio.Future)
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A group's turn to reserve: it begins where that of the group before ends."""
-
-    begins: asyncio.Event
-    ends: asyncio.Event = field(default_factory=asyncio.Event)
-
-
 @dataclass(slots=True)
 class _Candidate:
     """A request of a group after the look-up."""
@@ -114,17 +107,22 @@ class GroupRecorder:
         self._settler = settler
         self._live = live
 
-    async def record(self, org_id: OrgId, requests: Sequence[RecordRequest], turn: Turn) -> None:
+    async def record(
+        self, org_id: OrgId, requests: Sequence[RecordRequest], *, reserving: asyncio.Lock, until: float
+    ) -> None:
         """Answer each request of a group.
 
-        It is looked up at once, and reserved in its turn, which ends with that. Where nothing comes to be reserved
-        the turn is left for the caller to end.
+        Args:
+            org_id: Whose requests they are.
+            requests: The group. Whose answer is cancelled before it is reserved is not recorded.
+            reserving: Held while the group's quota is taken; all else goes on beside other groups.
+            until: On the loop's clock: where the lock is not to be had by then, nothing is recorded.
         """
         left = list(requests)
         in_vain = 0
         for _ in range(_ATTEMPTS_MAX):
             try:
-                await self._attempt(org_id, left, turn)
+                await self._attempt(org_id, left, reserving, until)
             except (EventAlreadyStored, ReservationGivenAway):
                 pass  # the next look-up knows more
             except (EntriesRefused, InvalidArgument) as error:
@@ -132,8 +130,8 @@ class GroupRecorder:
                 if len(left) == 1:
                     fail_all(left, error)
                 else:
-                    await self.record(org_id, left[: len(left) // 2], turn)
-                    await self.record(org_id, left[len(left) // 2 :], turn)
+                    for half in (left[: len(left) // 2], left[len(left) // 2 :]):
+                        await self.record(org_id, half, reserving=reserving, until=until)
             except Exception as error:
                 # Whoever waits for an answer has to get one, whatever went wrong.
                 fail_all(left, error)
@@ -144,7 +142,9 @@ class GroupRecorder:
                 break
         fail_all(left, Unavailable("The same events are being recorded elsewhere; try again"))
 
-    async def _attempt(self, org_id: OrgId, requests: Sequence[RecordRequest], turn: Turn) -> None:
+    async def _attempt(
+        self, org_id: OrgId, requests: Sequence[RecordRequest], reserving: asyncio.Lock, until: float
+    ) -> None:
         """Answer the requests, but for those that turn out to need another look-up."""
         candidates = []
         for candidate in await self._look_up(org_id, requests):
@@ -152,19 +152,21 @@ class GroupRecorder:
                 candidates.append(candidate)
             else:
                 _succeed(candidate)
-        await turn.begins.wait()
-        owners = _owners(candidate for candidate in candidates if not candidate.request.answer.done())
-        if owners:
+        if not candidates:
+            return
+        async with _hold(reserving, until):
+            owners = _owners(candidate for candidate in candidates if not candidate.request.answer.done())
+            if not owners:
+                return
             reservation_id = ReservationId(new_uuid())
             admitted, refused = await self._reserve(org_id, reservation_id, owners)
-            turn.ends.set()
-            if admitted:
-                await self._persist(org_id, reservation_id, admitted)
-            else:
-                self._settler.settle(org_id, reservation_id, Outcome.ABORTED)
-            for candidate in admitted:
-                _succeed(candidate)
-            await self._refuse(org_id, refused, candidates)
+        if admitted:
+            await self._persist(org_id, reservation_id, admitted)
+        else:
+            self._settler.settle(org_id, reservation_id, Outcome.ABORTED)
+        for candidate in admitted:
+            _succeed(candidate)
+        await self._refuse(org_id, refused, candidates)
 
     async def _look_up(self, org_id: OrgId, requests: Sequence[RecordRequest]) -> list[_Candidate]:
         """The requests that do not contradict what is stored; the others are refused, or have an answer already."""
@@ -254,6 +256,24 @@ class GroupRecorder:
             self._known.add(org_id, generation, events)
         self._live.add(org_id, Counter(event.tenant_id for event in events))
         log.info("events_recorded", org_id=str(org_id), requests=len(candidates), events=len(events))
+
+
+@asynccontextmanager
+async def _hold(lock: asyncio.Lock, until: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout_at(until):
+            await lock.acquire()
+    except TimeoutError:
+        raise not_begun("The events waited too long to be recorded") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def not_begun(why: str) -> Unavailable:
+    """For a request of which nothing was sent anywhere."""
+    return Unavailable(f"{why}; try again", retry_safe=True)
 
 
 def fail_all(requests: Sequence[RecordRequest], error: Exception) -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 import grpc.aio
@@ -50,6 +50,8 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 # Of an item: None where it came as JSON that is left unread.
 _Content: TypeAlias = PlainRequest | event_pb2.RecordEventsRequest | None
 
+_Respond: TypeAlias = Callable[[], Coroutine[Any, Any, event_pb2.RecordOutcome]]
+
 _Result = TypeVar("_Result")
 
 _BATCHES_IN_FLIGHT_MAX = 16
@@ -82,7 +84,8 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
     async def RecordEvents(
         self, request: event_pb2.RecordEventsRequest, context: Context
     ) -> event_pb2.RecordEventsResponse:
-        return await _response_to(self._submit(current_principal().org_id, request, current_request_id()))
+        outcome = await _outcome_of(self._submit(current_principal().org_id, request, current_request_id()))
+        return outcome.response
 
     async def RecordMany(self, request: event_pb2.RecordManyRequest, context: Context) -> event_pb2.RecordManyResponse:
         keys = list({item.authorization for item in request.items})
@@ -116,7 +119,7 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
             # Of each message, as of each call: a revoked key must not record for as long as its stream lasts.
             caller = await self._caller(authorization)
             (standing,) = [None] if isinstance(caller, Exception) else await self._control.count(caller)
-            outcome = await _response_to(self._submit_item(caller, message.request, standing, current_request_id()))
+            outcome = await _outcome_of(self._submit_item(caller, message.request, standing, current_request_id()))
             async with writing:
                 await context.write(event_pb2.StreamEventsResponse(sequence=message.sequence, outcome=outcome))
             places.release()  # not before: who does not read is not read either
@@ -169,7 +172,7 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
 
     def _submit_item(
         self, caller: Principal | Exception, content: _Content, standing: Standing | None, request_id: str
-    ) -> _Submitted[event_pb2.RecordOutcome]:
+    ) -> _Submitted:
         """One of many requests, submitted; it is answered whatever goes wrong."""
         try:
             if isinstance(caller, Exception):
@@ -181,21 +184,19 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
             if isinstance(content, PlainRequest):
                 submitted = self._submit_plain(caller.org_id, content, request_id)
             else:
-                submitted = _with_outcome(self._submit(caller.org_id, content, request_id))
-            return _Submitted(submitted.answers, partial(_outcome_of, submitted, standing, request_id))
+                submitted = self._submit(caller.org_id, content, request_id)
+            return _Submitted(submitted.answers, partial(_respond_always, submitted.respond, standing, request_id))
         except Exception as error:
             # One request's fault must not take the answers of the others with it.
             return _Submitted([], partial(_refused, error, standing, request_id))
 
-    def _submit_plain(self, org_id: OrgId, plain: PlainRequest, request_id: str) -> _Submitted[event_pb2.RecordOutcome]:
+    def _submit_plain(self, org_id: OrgId, plain: PlainRequest, request_id: str) -> _Submitted:
         if plain.partial:
-            return _with_outcome(self._submit_apart(org_id, plain.events, request_id))
+            return self._submit_apart(org_id, plain.events, request_id)
         answer = self._committer.submit(org_id, RecordRequest(plain.events, plain.batch))
         return _Submitted([answer], partial(_answer_json, answer, plain.batch))
 
-    def _submit(
-        self, org_id: OrgId, request: event_pb2.RecordEventsRequest, request_id: str
-    ) -> _Submitted[event_pb2.RecordEventsResponse]:
+    def _submit(self, org_id: OrgId, request: event_pb2.RecordEventsRequest, request_id: str) -> _Submitted:
         """A request, submitted.
 
         Raises:
@@ -209,9 +210,7 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
         answer = self._committer.submit(org_id, RecordRequest(whole, batch))
         return _Submitted([answer], partial(_answer, answer, batch))
 
-    def _submit_apart(
-        self, org_id: OrgId, events: Sequence[UsageEvent | RefusedEvent], request_id: str
-    ) -> _Submitted[event_pb2.RecordEventsResponse]:
+    def _submit_apart(self, org_id: OrgId, events: Sequence[UsageEvent | RefusedEvent], request_id: str) -> _Submitted:
         """A partial batch, submitted: each event is a request of its own."""
         answers = [
             self._committer.submit(org_id, RecordRequest([event], batch=False))
@@ -268,40 +267,34 @@ async def _all(awaitables: Iterable[Awaitable[_Result]]) -> list[_Result]:
 
 
 @dataclass(slots=True)
-class _Submitted(Generic[_Result]):
+class _Submitted:
     """A request whose events are submitted.
 
     Args:
         answers: What is waited for.
-        respond: Waits, and makes the response.
+        respond: Waits, and says what became of the request.
     """
 
     answers: Sequence[asyncio.Future[Recorded]]
-    respond: Callable[[], Coroutine[Any, Any, _Result]]
+    respond: _Respond
 
     def forget(self) -> None:
-        """Wait no longer: whose caller has gone away is not recorded if its group has not begun."""
+        """Wait no longer: whose caller has gone away is not recorded if that has not begun."""
         for answer in self.answers:
             if not answer.cancel() and not answer.cancelled():
                 answer.exception()  # else asyncio would log that nobody has seen it
 
 
-async def _response_to(submitted: _Submitted[_Result]) -> _Result:
+async def _outcome_of(submitted: _Submitted) -> event_pb2.RecordOutcome:
     try:
         return await submitted.respond()
     finally:
         submitted.forget()
 
 
-def _with_outcome(submitted: _Submitted[event_pb2.RecordEventsResponse]) -> _Submitted[event_pb2.RecordOutcome]:
-    return _Submitted(submitted.answers, partial(_as_outcome, submitted))
-
-
-async def _outcome_of(
-    submitted: _Submitted[event_pb2.RecordOutcome], standing: Standing | None, request_id: str
-) -> event_pb2.RecordOutcome:
+async def _respond_always(respond: _Respond, standing: Standing | None, request_id: str) -> event_pb2.RecordOutcome:
     try:
-        return _with_metadata(await submitted.respond(), standing)
+        return _with_metadata(await respond(), standing)
     except Exception as error:
         # As in `_submit_item`.
         return await _refused(error, standing, request_id)
@@ -326,26 +319,19 @@ async def _unread() -> event_pb2.RecordOutcome:
     return event_pb2.RecordOutcome(unread=True)
 
 
-async def _as_outcome(submitted: _Submitted[event_pb2.RecordEventsResponse]) -> event_pb2.RecordOutcome:
-    return event_pb2.RecordOutcome(response=await submitted.respond())
-
-
-async def _answer(recording: Awaitable[Recorded], batch: bool) -> event_pb2.RecordEventsResponse:
+async def _answer(recording: asyncio.Future[Recorded], batch: bool) -> event_pb2.RecordOutcome:
     recorded = await recording
-    return batch_to_proto(recorded) if batch else single_to_proto(recorded)
-
-
-async def _answer_json(recording: Awaitable[Recorded], batch: bool) -> event_pb2.RecordOutcome:
-    recorded = await recording
-    text = answer_to_json(recorded, batch=batch)
-    if text is not None:
-        return event_pb2.RecordOutcome(json=text)
     return event_pb2.RecordOutcome(response=batch_to_proto(recorded) if batch else single_to_proto(recorded))
+
+
+async def _answer_json(recording: asyncio.Future[Recorded], batch: bool) -> event_pb2.RecordOutcome:
+    text = answer_to_json(await recording, batch=batch)
+    return await _answer(recording, batch) if text is None else event_pb2.RecordOutcome(json=text)
 
 
 async def _answer_apart(
     answers: Sequence[asyncio.Future[Recorded] | RefusedEvent], request_id: str
-) -> event_pb2.RecordEventsResponse:
+) -> event_pb2.RecordOutcome:
     outcomes: list[Recorded | Exception] = []
     for index, answer in enumerate(answers):
         if isinstance(answer, RefusedEvent):
@@ -361,7 +347,7 @@ async def _answer_apart(
     # Many events fail by one fault where their whole group does.
     for fault in {id(each): each for each in outcomes if isinstance(each, Exception) and not is_refusal(each)}.values():
         log.error("event_failed", request_id=request_id, exc_info=fault)
-    return partial_to_proto(outcomes, request_id)
+    return event_pb2.RecordOutcome(response=partial_to_proto(outcomes, request_id))
 
 
 def _conflict_at(index: int, conflict: IdempotencyConflict) -> IdempotencyConflict:
