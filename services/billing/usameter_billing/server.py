@@ -71,9 +71,9 @@ from usameter_core.tasks import Doorbell, background_tasks, repeat
 
 # So that one organization's large pull does not hold up the others' runs.
 _CUTTING_LOOPS = 2
-# Invoices/s of one process by loops, medians of three runs over 6,000 tenants × 5 types: 2,160, 2,510, 2,470, 2,640.
-# Python computes one batch while PostgreSQL writes another, and two are enough for that. The third goes on while one
-# waits for an account that somebody else holds.
+# Invoices/s of one process with one to four, medians of three runs over 6,000 tenants × 5 types on 2 cores that
+# others used as well: 2,160, 2,510, 2,470, 2,640. Python computes one batch while PostgreSQL writes another, and two
+# are enough for that. The third goes on while one waits for an account that somebody else holds.
 BILLING_LOOPS = 3
 # Work of other processes and postponed work is found within this time.
 _LOOK_SECONDS = 1.0
