@@ -169,12 +169,11 @@ class Company:
         self._note(tenant_id, made)
 
     async def unsubscribe_all(self) -> None:
-        """Every subscription ends tonight."""
+        """Every subscription ends tonight, and those that have not begun yet never do."""
         stub: Any = subscription_pb2_grpc.SubscriptionServiceStub(self.billing)
         for tenant_id, subscription_id in self.subscriptions.items():
-            cancel = subscription_pb2.CancelSubscriptionRequest(
-                subscription_id=subscription_id, at=day_start(self.clock.now()) + DAY
-            )
+            end = max(day_start(self.clock.now()) + DAY, self.books.plans[tenant_id][0][0])
+            cancel = subscription_pb2.CancelSubscriptionRequest(subscription_id=subscription_id, at=end)
             self._note(tenant_id, await self._until_answered(stub.CancelSubscription, cancel))
 
     def _note(self, tenant_id: str, made: Any) -> None:

@@ -69,6 +69,9 @@ class StandInLedger(snapshot_pb2_grpc.SnapshotServiceServicer):
         self.refuses_marks = False
         self.refused_org_ids: set[str] = set()
         self.pages_left: int | None = None
+        # Cleared: pages are asked for and do not come.
+        self.is_open = asyncio.Event()
+        self.is_open.set()
         self._page_snapshots = page_snapshots
 
     def seal(self, org_id: OrgId, *uses: Use) -> list[str]:
@@ -78,6 +81,7 @@ class StandInLedger(snapshot_pb2_grpc.SnapshotServiceServicer):
         return [snapshot.id for snapshot in epochs[-1]]
 
     async def ListSnapshots(self, request: Any, context: Any) -> snapshot_pb2.ListSnapshotsResponse:
+        await self.is_open.wait()
         if self.is_down or self.pages_left == 0:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "down")
         assert dict(context.invocation_metadata())["authorization"] == f"Bearer {INTERNAL_TOKEN}"

@@ -85,8 +85,9 @@ class WebhookBench:
             bell = Doorbell()
             worker = self.worker_in(tasks, bell)
             while await self._is_anything_due():
+                heard = bell.rings
                 await worker.deliver_due()
-                await bell.wait(10)
+                await bell.wait(10, after=heard)
         return await self._attempt_count() - before
 
     async def _attempt_count(self) -> int:

@@ -34,23 +34,36 @@ async def background_tasks() -> AsyncIterator[asyncio.TaskGroup]:
 
 
 class Doorbell:
-    """Wakes a loop that looks for work before it would look by itself; a ring while it works is remembered."""
+    """Wakes loops that look for work before they would look by themselves.
+
+    A ring is for every loop that listens, also for one that works just then: each says up to which ring it has heard.
+    """
 
     def __init__(self) -> None:
-        self._event = asyncio.Event()
+        self._rings = 0
+        self._rung = asyncio.Event()
+
+    @property
+    def rings(self) -> int:
+        """How often it has rung so far."""
+        return self._rings
 
     def ring(self) -> None:
         """There may be work."""
-        self._event.set()
+        self._rings += 1
+        self._rung.set()
+        # A new one for the next ring: cleared, this one would be so for loops that have not looked at it yet.
+        self._rung = asyncio.Event()
 
-    async def wait(self, timeout_seconds: float) -> None:
-        """Return at a ring, or after the timeout: work of another process rings no bell here."""
+    async def wait(self, timeout_seconds: float, *, after: int) -> None:
+        """Return at a ring behind the first `after`, or after the timeout: another process rings no bell here."""
+        if self._rings > after:
+            return
         try:
             async with asyncio.timeout(timeout_seconds):
-                await self._event.wait()
+                await self._rung.wait()
         except TimeoutError:
             pass
-        self._event.clear()
 
 
 async def repeat(
@@ -62,12 +75,13 @@ async def repeat(
         work: Does all there is to do; it must bear being done again after a failure.
         every_seconds: The pause after each round.
         name: For the log.
-        bell: A ring ends the pause.
+        bell: A ring ends the pause; one during the work has the work done again at once.
     """
     bell = bell or Doorbell()
     task = asyncio.current_task()
     # A library may lose the cancellation that ends us (asyncio.wait_for before Python 3.12 does).
     while task is None or not task.cancelling():
+        heard = bell.rings
         # The top of a loop: whatever went wrong, the next round may do better.
         try:
             await work()
@@ -75,4 +89,4 @@ async def repeat(
             log.warning("background_work_failed", work=name, error=str(error))
         except Exception as error:
             log.error("background_work_failed", work=name, exc_info=error)
-        await bell.wait(every_seconds)
+        await bell.wait(every_seconds, after=heard)

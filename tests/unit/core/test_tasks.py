@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -44,6 +45,30 @@ async def test_a_ring_ends_the_pause_and_one_during_the_work_is_remembered() -> 
         assert [await rounds.get(), await rounds.get()] == [2, 3]
         bell.ring()
         assert await rounds.get() == 4
+
+
+async def test_a_ring_wakes_every_loop_and_is_remembered_for_those_that_work() -> None:
+    bell = Doorbell()
+    rounds = [asyncio.Queue[None]() for _ in range(3)]
+    is_free = asyncio.Event()
+
+    async def work(number: int) -> None:
+        rounds[number].put_nowait(None)
+        if number == 2:
+            await is_free.wait()
+
+    async with asyncio.timeout(10), background_tasks() as tasks:
+        for number in range(3):
+            tasks.create_task(repeat(partial(work, number), every_seconds=NEVER_SECONDS, name="test", bell=bell))
+        for each in rounds:
+            await each.get()
+        bell.ring()
+        for each in rounds[:2]:
+            await each.get()
+        # The third has worked all the time, and hears it after the others have.
+        assert rounds[2].empty()
+        is_free.set()
+        await rounds[2].get()
 
 
 async def test_without_a_ring_the_pause_ends_by_itself() -> None:

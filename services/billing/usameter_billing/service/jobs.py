@@ -1,23 +1,17 @@
-"""Bulk generation: every tenant of an organization, in batches, restartable at any point."""
+"""Bulk generation: every tenant of an organization, in parts that any worker bills (`service/job_parts`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
-from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from usameter_billing.clients import OrganizationClient
-from usameter_billing.domain.invoicing import Assessment
+from usameter_billing.domain.job import Job, JobState, retry_after
 from usameter_billing.domain.tiling import Tiling
-from usameter_billing.service import generation
 from usameter_billing.service.invoices import check_period
 from usameter_billing.service.ledger import LedgerPull
+from usameter_billing.store import job_parts, ledger
 from usameter_billing.store import jobs as store
-from usameter_billing.store import ledger
-from usameter_billing.store.jobs import Job, JobState
 from usameter_core.clock import Clock
 from usameter_core.errors import FieldViolation, InvalidArgument, NotFound, UsameterError
 from usameter_core.ids import OrgId, format_id, new_uuid
@@ -31,20 +25,16 @@ if TYPE_CHECKING:
 
 log = get_logger()
 
-# The cost of a transaction is spread over this many; others wait for its numbers that long.
+# The cost of a transaction is spread over this many; others wait for its accounts that long.
 BATCH_TENANTS = 200
-PROBLEMS_MAX = 100
-# After 1, 2, 4, 8, 16 seconds and then every 32: five minutes of a dependency that is away. Then the job says
-# so and ends.
-_FAILURES_MAX = 15
-_RETRY_AFTER_MAX = timedelta(seconds=32)
 
 
 class BulkJobs:
-    """Starts, runs and shows bulk runs.
+    """Starts and shows bulk runs, and cuts them into parts.
 
-    Each batch bills its tenants and advances the job in one transaction, under the lease of the
-    job: after a crash the next worker goes on exactly there, and two workers never both commit.
+    Args:
+        started: Rung when a run is to be cut.
+        cut: Rung when parts of one are to be billed.
     """
 
     def __init__(
@@ -54,20 +44,18 @@ class BulkJobs:
         clock: Clock,
         ledger: LedgerPull,
         organizations: OrganizationClient,
-        due: timedelta,
         started: Doorbell,
-        marks: Doorbell,
+        cut: Doorbell,
     ) -> None:
         self._pool = pool
         self._clock = clock
         self._ledger = ledger
         self._organizations = organizations
-        self._due = due
         self._started = started
-        self._marks = marks
+        self._cut = cut
 
     async def start(self, org_id: OrgId, *, bounds: Period, finalize: bool) -> Job:
-        """Record a run over all tenants with use that was not billed, or subscribed; a worker takes it from here.
+        """Record a run over all tenants with use that was not billed, or subscribed; workers take it from here.
 
         It is of a calendar month, and invoices of each tenant the last billing period that ends in it.
 
@@ -87,7 +75,7 @@ class BulkJobs:
         return job
 
     async def get(self, org_id: OrgId, job_id: UUID) -> Job:
-        """The job as of its last batch.
+        """The job as of the last batches of its parts.
 
         Raises:
             NotFound: The organization has no such job.
@@ -97,93 +85,67 @@ class BulkJobs:
             raise NotFound("job", format_id("job", job_id))
         return job
 
-    async def run_waiting(self) -> None:
-        """Run the jobs that nobody works on, one after another, each to its end.
+    async def cut_waiting(self) -> None:
+        """Cut the runs that are waiting for it, one after another, and end those that were left at their end.
 
-        A job that fails as a whole is tried again later, and ends as failed after `_FAILURES_MAX`.
+        One that cannot be cut is tried again later, and has failed where `retry_after` says so.
         """
         while job := await run_transaction(self._pool, store.claim_job):
             try:
-                await self._run(job)
-            except store.LeaseLost:
-                log.warning("job_lease_lost", job_id=format_id("job", job.job_id))
+                await self._cut_job(job)
             except Exception as error:
-                # The top of the job: one that cannot be run must not stop the loop that runs the others.
-                await self._postpone(job.org_id, job.job_id, lease_id=job.lease_id, error=error)
+                # The top of the job: one that cannot be cut must not stop the loop that cuts the others.
+                await self._postpone(job, error)
+        # Their last worker died between its last commit and ending them.
+        for org_id, job_id in await run_transaction(self._pool, store.find_finished_jobs):
+            await end_job(self._pool, org_id, job_id)
 
-    async def _run(self, job: Job) -> None:
-        # A pull that outlasts the lease loses it. What has arrived is kept, so the next is shorter.
+    async def _cut_job(self, job: Job) -> None:
+        # No transaction is open meanwhile. A pull that outlasts the lease may be made by somebody else as well;
+        # what has arrived is kept, so that one is shorter, and whoever is first cuts the job.
         await self._ledger.pull(job.org_id)
         seller_name = await self._organizations.read_name(job.org_id)
-        if job.total is None:
-            job = await run_transaction(self._pool, partial(_count_tenants, job=job))
-        while job.state is JobState.RUNNING:
-            job = await run_transaction(self._pool, partial(self._run_batch, job=job, seller_name=seller_name))
-            self._marks.ring()
-        log.info("bulk_generation_ended", job_id=format_id("job", job.job_id), tenants=job.done)
-
-    async def _run_batch(self, connection: Connection, job: Job, seller_name: str) -> Job:
-        tenant_ids = await ledger.load_pending_tenants(
-            connection, job.org_id, period=job.period, after=job.after_tenant, limit=BATCH_TENANTS
-        )
-        if not tenant_ids:
-            ended = replace(job, state=JobState.SUCCEEDED, total=job.done)
-            await store.save_job(connection, ended)
-            return ended
-        due = await generation.assess(
-            connection, job.org_id, tenant_ids=tenant_ids, period_of=lambda tiling: tiling.last_ended(job.period.end)
-        )
-        done = job.done + len(tenant_ids)
-        advanced = replace(
-            job,
-            done=done,
-            total=max(done, job.total or 0),
-            after_tenant=tenant_ids[-1],
-            problems=_add_problems(job.problems, due.assessments),
-            failures=0,
-        )
-        # Before the invoices, whose numbers are locked last; also, a lost lease then costs nothing.
-        await store.save_job(connection, advanced)
-        if job.finalize:
-            now = self._clock.now()
-            await generation.finalize(
-                connection, due, due.invoices, issued_at=now, default_due=self._due, seller_name=seller_name
-            )
-        else:
-            await generation.save_drafts(connection, due)
-        return advanced
-
-    async def _postpone(self, org_id: OrgId, job_id: UUID, *, lease_id: UUID | None, error: Exception) -> None:
-        sentence = str(error) if isinstance(error, UsameterError) else "Internal error"
-        log.error("bulk_generation_failed", job_id=format_id("job", job_id), exc_info=error)
 
         async def work(connection: Connection) -> None:
-            job = await store.load_job(connection, org_id, job_id)
-            if job is None or job.lease_id != lease_id:
+            after_tenant = await store.load_cuttable(connection, job.org_id, job.job_id)
+            if after_tenant is None:
                 return
-            failures = job.failures + 1
-            if failures < _FAILURES_MAX:
-                retry_after = min(timedelta(seconds=2**job.failures), _RETRY_AFTER_MAX)
-                await store.save_job(connection, replace(job, failures=failures), lease=retry_after)
-            else:
-                problems = (sentence, *job.problems)[:PROBLEMS_MAX]
-                failed = replace(job, state=JobState.FAILED, failures=failures, problems=problems)
-                await store.save_job(connection, failed)
+            cuts = await ledger.cut_pending_tenants(
+                connection, job.org_id, period=job.period, after=after_tenant, size=BATCH_TENANTS
+            )
+            last_tenants = [last_tenant for last_tenant, _ in cuts]
+            await job_parts.insert_parts(
+                connection, job.org_id, job.job_id, after_tenant=after_tenant, last_tenants=last_tenants
+            )
+            tenants = sum(count for _, count in cuts)
+            await store.save_cut(connection, job.org_id, job.job_id, seller_name=seller_name, tenants=tenants)
 
         await run_transaction(self._pool, work)
+        self._cut.ring()
+        # Where nobody is to be billed there are no parts, and with that nobody else to end it.
+        await end_job(self._pool, job.org_id, job.job_id)
+
+    async def _postpone(self, job: Job, error: Exception) -> None:
+        log.error("bulk_generation_failed", job_id=format_id("job", job.job_id), exc_info=error)
+        await run_transaction(
+            self._pool,
+            lambda connection: store.record_failure(
+                connection, job, problem_of(error), retry_after=retry_after(job.failures)
+            ),
+        )
 
 
-async def _count_tenants(connection: Connection, *, job: Job) -> Job:
-    total = await ledger.count_pending_tenants(connection, job.org_id, period=job.period)
-    counted = replace(job, total=total)
-    await store.save_job(connection, counted)
-    return counted
+async def end_job(pool: Pool, org_id: OrgId, job_id: UUID) -> None:
+    """End a run none of whose parts is open; nothing where one is, or the run has ended.
+
+    In a transaction of its own behind the one that closed a part: of the workers that close the last
+    two at once, one sees that none is open.
+    """
+    state = await run_transaction(pool, lambda connection: store.end_job(connection, org_id, job_id))
+    if state is not None:
+        log.info("bulk_generation_ended", job_id=format_id("job", job_id), state=state)
 
 
-def _add_problems(problems: tuple[str, ...], assessments: Iterable[Assessment]) -> tuple[str, ...]:
-    found = [
-        f"{assessment.tenant_id}: no price of {use.event_type} is in force at {format_timestamp(use.period.start)}"
-        for assessment in assessments
-        for use in assessment.unpriced
-    ]
-    return (*problems, *found)[:PROBLEMS_MAX]
+def problem_of(error: Exception) -> str:
+    """What a job's reader is told of a failure: the sentence of one of ours, and nothing of any other."""
+    return str(error) if isinstance(error, UsameterError) else "Internal error"

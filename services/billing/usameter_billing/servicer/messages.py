@@ -10,9 +10,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from usameter.billing.v1 import invoice_pb2, plan_pb2, price_pb2, subscription_pb2
 from usameter.common.v1 import job_pb2
 from usameter_billing.domain.invoice import FeeCharge, Invoice, InvoiceLine, InvoiceStatus, UseCharge
+from usameter_billing.domain.job import Job
 from usameter_billing.domain.plan import Plan
 from usameter_billing.domain.subscription import Subscription
-from usameter_billing.store.jobs import Job
 from usameter_core.decimals import canonical
 from usameter_core.grpc.timestamps import datetime_from_timestamp, timestamp_from_datetime
 from usameter_core.ids import format_id

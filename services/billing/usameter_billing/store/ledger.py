@@ -197,24 +197,27 @@ async def uncover_snapshots(connection: Connection, org_id: OrgId, invoice_id: U
 
 
 async def load_pending_tenants(
-    connection: Connection, org_id: OrgId, *, period: Period, after: str, limit: int
+    connection: Connection, org_id: OrgId, *, period: Period, after: str, through: str | None, limit: int
 ) -> list[str]:
     """The next tenants, ascending, with uncovered use up to the end of the period, or a subscription by then.
 
-    What a subscription owes without any use is for the computation to say.
+    At most `limit`, behind `after` and up to `through` (None: to the end). What a subscription owes without any use
+    is for the computation to say.
     """
+    # Not "$5 IS NULL OR …", which bounds no index scan: it would read on through all other tenants for the last few.
+    bound = "" if through is None else "AND tenant_id <= $5"
     rows = await connection.fetch(
-        """
+        f"""
         SELECT DISTINCT tenant_id FROM (
             (
                 SELECT DISTINCT tenant_id FROM billing.pending_use
-                WHERE org_id = $1 AND tenant_id > $2 AND period_end <= $3
+                WHERE org_id = $1 AND tenant_id > $2 {bound} AND period_end <= $3
                 ORDER BY tenant_id LIMIT $4
             )
             UNION ALL
             (
                 SELECT DISTINCT tenant_id FROM billing.subscription
-                WHERE org_id = $1 AND tenant_id > $2 AND start_at <= $3
+                WHERE org_id = $1 AND tenant_id > $2 {bound} AND start_at <= $3
                 ORDER BY tenant_id LIMIT $4
             )
         ) AS tenant
@@ -224,24 +227,36 @@ async def load_pending_tenants(
         after,
         period.end,
         limit,
+        *(() if through is None else (through,)),
     )
     return [row["tenant_id"] for row in rows]
 
 
-async def count_pending_tenants(connection: Connection, org_id: OrgId, *, period: Period) -> int:
-    """How many tenants `load_pending_tenants` would name."""
-    count: int = await connection.fetchval(
+async def cut_pending_tenants(
+    connection: Connection, org_id: OrgId, *, period: Period, after: str, size: int
+) -> list[tuple[str, int]]:
+    """All that `load_pending_tenants` would name behind `after`, by `size`: the last of each, and how many they are."""
+    rows = await connection.fetch(
         """
-        SELECT count(*) FROM (
-            SELECT tenant_id FROM billing.pending_use WHERE org_id = $1 AND period_end <= $2
-            UNION
-            SELECT tenant_id FROM billing.subscription WHERE org_id = $1 AND start_at <= $2
-        ) AS tenant
+        SELECT max(tenant_id) AS last_tenant, count(*) AS tenants
+        FROM (
+            SELECT tenant_id, (row_number() OVER (ORDER BY tenant_id) - 1) / $4 AS place
+            FROM (
+                SELECT tenant_id FROM billing.pending_use
+                WHERE org_id = $1 AND tenant_id > $2 AND period_end <= $3
+                UNION
+                SELECT tenant_id FROM billing.subscription
+                WHERE org_id = $1 AND tenant_id > $2 AND start_at <= $3
+            ) AS tenant
+        ) AS numbered
+        GROUP BY place ORDER BY place
         """,
         org_id,
+        after,
         period.end,
+        size,
     )
-    return count
+    return [(row["last_tenant"], row["tenants"]) for row in rows]
 
 
 async def load_uses(
