@@ -23,22 +23,26 @@ CREATE TABLE billing.job_part (
     state           text        NOT NULL,
     done            bigint      NOT NULL,
     problems        text[]      NOT NULL,
+    given_up        text[]      NOT NULL,
     failures        integer     NOT NULL,
-    failure         text,
+    alone_tenant    text        COLLATE "C",
     attempt_after   timestamptz NOT NULL,
     CONSTRAINT job_part_pkey PRIMARY KEY (org_id, job_id, part),
-    CONSTRAINT job_part_state_check CHECK (state IN ('open', 'done', 'failed')),
-    CONSTRAINT job_part_failure_check CHECK ((state = 'failed') = (failure IS NOT NULL))
+    CONSTRAINT job_part_state_check CHECK (state IN ('open', 'done')),
+    CONSTRAINT job_part_alone_tenant_check CHECK (alone_tenant IS NULL OR failures > 0)
 );
 CREATE INDEX job_part_open_idx ON billing.job_part (part, attempt_after) WHERE state = 'open';
 COMMENT ON TABLE billing.job_part IS 'Tenants of a running job; deleted when it ends';
 COMMENT ON COLUMN billing.job_part.part IS 'From 1, ascending by tenant';
 COMMENT ON COLUMN billing.job_part.after_tenant IS
-    'Exclusive: the last tenant that is done; advances in the transaction that bills it';
+    'Exclusive: the last tenant that is done; advances in the transaction that bills it, or gives it up';
 COMMENT ON COLUMN billing.job_part.through_tenant IS 'Inclusive; null: the last part, of all that follow';
-COMMENT ON COLUMN billing.job_part.done IS 'Tenants';
-COMMENT ON COLUMN billing.job_part.problems IS 'What could not be billed, by tenant';
-COMMENT ON COLUMN billing.job_part.failures IS 'Attempts in a row that failed';
-COMMENT ON COLUMN billing.job_part.failure IS 'Why no further attempt is made';
+COMMENT ON COLUMN billing.job_part.done IS 'Tenants, without those that were given up';
+COMMENT ON COLUMN billing.job_part.problems IS 'What could not be billed of tenants that are done, by tenant';
+COMMENT ON COLUMN billing.job_part.given_up IS 'Tenants that are not billed, by tenant, each with the reason';
+COMMENT ON COLUMN billing.job_part.failures IS
+    'Attempts in a row that failed: each halves the next batch. After a giving up, as many as bring it down to one tenant';
+COMMENT ON COLUMN billing.job_part.alone_tenant IS
+    'Whom the last of them held alone; null: it held others as well, or none failed since a success or a giving up';
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON billing.job_part TO usameter_billing;

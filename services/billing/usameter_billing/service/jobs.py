@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from usameter_billing.clients import OrganizationClient
-from usameter_billing.domain.job import Job, JobState, retry_after
+from usameter_billing.domain.job import BATCH_TENANTS, Job, JobState, retry_after
 from usameter_billing.domain.tiling import Tiling
 from usameter_billing.service.invoices import check_period
 from usameter_billing.service.ledger import LedgerPull
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from usameter_core.postgres.pool import Connection, Pool
 
 log = get_logger()
-
-# The cost of a transaction is spread over this many; others wait for its accounts that long.
-BATCH_TENANTS = 200
 
 
 class BulkJobs:

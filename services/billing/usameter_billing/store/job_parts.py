@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import asyncpg
 
-from usameter_billing.domain.job import Part, PartState
+from usameter_billing.domain.job import PROBLEMS_MAX, GivingUp, Part, PartState, Retry
 from usameter_core.ids import OrgId
 from usameter_core.period import Period
 
@@ -28,8 +27,9 @@ async def insert_parts(
     await connection.execute(
         """
         INSERT INTO billing.job_part
-            (org_id, job_id, part, after_tenant, through_tenant, state, done, problems, failures, attempt_after)
-        SELECT $1, $2, part, after_tenant, through_tenant, 'open', 0, '{}', 0, now()
+            (org_id, job_id, part, after_tenant, through_tenant, state, done, problems, given_up, failures,
+             attempt_after)
+        SELECT $1, $2, part, after_tenant, through_tenant, 'open', 0, '{}', '{}', 0, now()
         FROM unnest($3::text[], $4::text[]) WITH ORDINALITY AS new (after_tenant, through_tenant, part)
         """,
         org_id,
@@ -48,7 +48,7 @@ async def claim_part(connection: Connection) -> Part | None:
     row = await connection.fetchrow(
         """
         WITH claimed AS MATERIALIZED (
-            SELECT org_id, job_id, part, after_tenant, through_tenant, state, problems, failures
+            SELECT org_id, job_id, part, after_tenant, through_tenant, state, problems, given_up, failures, alone_tenant
             FROM billing.job_part
             WHERE state = 'open' AND attempt_after <= now()
             ORDER BY part, attempt_after LIMIT 1 FOR UPDATE SKIP LOCKED
@@ -71,7 +71,8 @@ async def save_part(connection: Connection, part: Part, *, tenants: int) -> None
     await connection.execute(
         """
         UPDATE billing.job_part
-        SET state = $4, after_tenant = $5, done = done + $6, problems = $7, failures = 0, attempt_after = now()
+        SET state = $4, after_tenant = $5, done = done + $6, problems = $7, failures = 0, alone_tenant = NULL,
+            attempt_after = now()
         WHERE org_id = $1 AND job_id = $2 AND part = $3
         """,
         part.org_id,
@@ -84,17 +85,14 @@ async def save_part(connection: Connection, part: Part, *, tenants: int) -> None
     )
 
 
-async def record_failure(connection: Connection, part: Part, problem: str, *, retry_after: timedelta | None) -> None:
-    """An attempt at the part failed: it is made again, or the part has failed where `retry_after` is None.
+async def record_failure(connection: Connection, part: Part, retry: Retry) -> None:
+    """An attempt at the part failed, and is made again later.
 
     Nothing happens where the part has moved on since it was claimed, or the attempt of somebody else failed as well.
     """
     await connection.execute(
         """
-        UPDATE billing.job_part
-        SET failures = failures + 1, attempt_after = now() + coalesce($6::interval, '0'),
-            state = CASE WHEN $6::interval IS NULL THEN 'failed' ELSE state END,
-            failure = CASE WHEN $6::interval IS NULL THEN $7 END
+        UPDATE billing.job_part SET failures = $6, alone_tenant = $7, attempt_after = now() + $8
         WHERE org_id = $1 AND job_id = $2 AND part = $3 AND state = 'open' AND after_tenant = $4 AND failures = $5
         """,
         part.org_id,
@@ -102,9 +100,38 @@ async def record_failure(connection: Connection, part: Part, problem: str, *, re
         part.number,
         part.after_tenant,
         part.failures,
-        retry_after,
-        problem,
+        retry.failures,
+        retry.alone_tenant,
+        retry.after,
     )
+
+
+async def give_up_tenant(connection: Connection, part: Part, giving_up: GivingUp, problem: str) -> bool:
+    """Move the part past the tenant that the failed attempt held alone, and say why.
+
+    False, and nothing happens, where the part has moved on since it was claimed, or the attempt of somebody else
+    failed as well.
+    """
+    number = await connection.fetchval(
+        """
+        UPDATE billing.job_part
+        SET given_up = (array_append(given_up, $6))[1:$7], after_tenant = $8, state = $9, failures = $10,
+            alone_tenant = NULL, attempt_after = now()
+        WHERE org_id = $1 AND job_id = $2 AND part = $3 AND state = 'open' AND after_tenant = $4 AND failures = $5
+        RETURNING part
+        """,
+        part.org_id,
+        part.job_id,
+        part.number,
+        part.after_tenant,
+        part.failures,
+        problem,
+        PROBLEMS_MAX,
+        giving_up.tenant_id,
+        giving_up.state,
+        giving_up.failures,
+    )
+    return number is not None
 
 
 def part_from_row(row: asyncpg.Record) -> Part:
@@ -120,5 +147,7 @@ def part_from_row(row: asyncpg.Record) -> Part:
         through_tenant=row["through_tenant"],
         state=PartState(row["state"]),
         problems=tuple(row["problems"]),
+        given_up=tuple(row["given_up"]),
         failures=row["failures"],
+        alone_tenant=row["alone_tenant"],
     )

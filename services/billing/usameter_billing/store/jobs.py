@@ -18,28 +18,32 @@ if TYPE_CHECKING:
 # Most pulls take less. One that outlasts it may be made twice, which is a waste and no more.
 LEASE = timedelta(seconds=15)
 
-# What the parts of the job $1, $2 come to, with at most $3 problems: each of the first $3 parts that have any has one.
-_PARTS = """
+
+def _gathered(column: str) -> str:
+    """The first $3 texts in an array that each part of the job $1, $2 has: of its first $3 parts that have any."""
+    return f"""
+        ARRAY(
+            SELECT problem
+            FROM (
+                SELECT part, {column} FROM billing.job_part
+                WHERE org_id = $1 AND job_id = $2 AND {column} <> '{{}}'
+                ORDER BY part LIMIT $3
+            ) AS with_problems
+            CROSS JOIN LATERAL unnest({column}) WITH ORDINALITY AS found (problem, place)
+            ORDER BY part, place LIMIT $3
+        )
+    """
+
+
+# What the parts of the job $1, $2 come to, with at most $3 problems of either kind.
+_PARTS = f"""
     SELECT coalesce((SELECT sum(done) FROM billing.job_part WHERE org_id = $1 AND job_id = $2), 0)::bigint AS done,
-           ARRAY(
-               SELECT failure FROM billing.job_part
-               WHERE org_id = $1 AND job_id = $2 AND failure IS NOT NULL
-               ORDER BY part LIMIT $3
-           ) AS failures,
-           ARRAY(
-               SELECT problem
-               FROM (
-                   SELECT part, problems FROM billing.job_part
-                   WHERE org_id = $1 AND job_id = $2 AND problems <> '{}'
-                   ORDER BY part LIMIT $3
-               ) AS with_problems
-               CROSS JOIN LATERAL unnest(problems) WITH ORDINALITY AS found (problem, place)
-               ORDER BY part, place LIMIT $3
-           ) AS problems
+           {_gathered("given_up")} AS given_up,
+           {_gathered("problems")} AS problems
 """
 # As of the last batch that was committed; the job's own are what older code did that billed without parts.
 _DONE = "job.done + parts.done"
-_PROBLEMS = "(parts.failures || job.problems || parts.problems)[1:$3]"
+_PROBLEMS = "(parts.given_up || job.problems || parts.problems)[1:$3]"
 
 
 async def insert_job(connection: Connection, job: Job) -> None:
@@ -157,10 +161,10 @@ async def end_job(connection: Connection, org_id: OrgId, job_id: UUID) -> JobSta
         f"""
         WITH ended AS (
             UPDATE billing.job AS job
-            SET state = CASE WHEN parts.failures = '{{}}' THEN 'succeeded' ELSE 'failed' END,
+            SET state = CASE WHEN parts.given_up = '{{}}' THEN 'succeeded' ELSE 'failed' END,
                 done = {_DONE}, problems = {_PROBLEMS},
                 -- Whom others have billed meanwhile is not missing.
-                total = CASE WHEN parts.failures = '{{}}' THEN {_DONE} ELSE greatest(total, {_DONE}) END
+                total = CASE WHEN parts.given_up = '{{}}' THEN {_DONE} ELSE greatest(total, {_DONE}) END
             FROM ({_PARTS}) AS parts
             WHERE job.org_id = $1 AND job.job_id = $2 AND job.state = 'running' AND job.lease_until = 'infinity'
               AND NOT EXISTS (
