@@ -86,7 +86,7 @@ async def assert_given_up(world: World, org: Organization, *, tenants: int, bad:
     assert list(ended.problems) == problems
     await assert_billed_but(world, tenants=tenants, given_up=bad)
     assert await world.admin.fetchval("SELECT count(*) FROM billing.job_part") == 0
-    assert await waited(world) >= FIVE_MINUTES
+    assert await waited(world) == timedelta()
     await mend_prices(world)
     again = await org.wait_for(await org.start_bulk(finalize=True))
     assert (again.state, again.done, list(again.problems)) == (job_pb2.succeeded, len(bad), [])
@@ -118,25 +118,21 @@ async def test_a_tenant_alone_in_its_part_is_given_up(world: World, tenants: int
 
 
 @pytest.mark.parametrize(
-    ("numbers", "minutes"),
+    "numbers",
     [
-        pytest.param((0, 1), 7, id="beside each other"),
-        pytest.param((3, 190), 8, id="apart"),
-        # Whoever comes before them is billed 100, 50, 25, 12, 6, 3, 1, 1 at once, with waits in between.
-        pytest.param((198, 199), 12.5, id="last"),
+        pytest.param((0, 1), id="beside each other"),
+        pytest.param((3, 190), id="apart"),
+        pytest.param((198, 199), id="last"),
     ],
 )
-async def test_the_second_of_a_part_is_given_up_without_five_more_minutes(
-    world: World, numbers: tuple[int, int], minutes: float
-) -> None:
+async def test_two_of_a_part_are_given_up(world: World, numbers: tuple[int, int]) -> None:
     tenants = BATCH_TENANTS + 50
     async with world.open_service() as channel:
         org = await new_seller(world, channel, tenants=tenants)
         await assert_given_up(world, org, tenants=tenants, bad=named(*numbers))
-        assert await waited(world) <= timedelta(minutes=minutes)
 
 
-async def test_a_price_of_all_that_is_broken_ends_a_run_within_minutes(world: World) -> None:
+async def test_a_price_of_all_that_is_broken_ends_a_run_without_waiting(world: World) -> None:
     tenants = 120
     async with world.open_service() as channel:
         org = await new_seller(world, channel, tenants=tenants)
@@ -144,7 +140,7 @@ async def test_a_price_of_all_that_is_broken_ends_a_run_within_minutes(world: Wo
         ended = await org.wait_for(await org.start_bulk(finalize=True))
         assert (ended.state, ended.done, ended.total) == (job_pb2.failed, 0, tenants)
         assert [problem.partition(":")[0] for problem in ended.problems] == named(*range(100))
-        assert FIVE_MINUTES <= await waited(world) <= timedelta(minutes=7)
+        assert await waited(world) == timedelta()
 
 
 async def test_two_replicas_give_up_the_same_tenants_once(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -16,10 +17,12 @@ from tests.support.auditing import audit_billing
 from tests.support.billing import JANUARY, Organization, World, open_world, until
 from tests.support.billing_bulk import assert_billed_once, new_seller, show
 from usameter.common.v1 import job_pb2
-from usameter_billing.domain.job import BATCH_TENANTS, Part
+from usameter_billing.domain.job import BATCH_TENANTS, GivingUp, Part, PartState, Retry
 from usameter_billing.server import BILLING_LOOPS
-from usameter_billing.store import job_parts
+from usameter_billing.store import job_parts, ledger
 from usameter_core.ids import OrgId, format_id, new_uuid
+from usameter_core.postgres import pool as pools
+from usameter_core.postgres.pool import open_pool
 
 
 @pytest.fixture
@@ -186,22 +189,74 @@ async def test_a_part_whose_worker_died_is_taken_up_at_once(world: World) -> Non
 
 
 async def test_a_worker_that_hangs_with_a_part_loses_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    hung = await asyncpg.connect(world.database.role_url("billing"))
     async with world.open_service() as channel:
         org = await new_seller(world, channel, tenants=3)
         async with held_accounts(world, org, 0):
             job = await org.start_bulk(finalize=True)
             await until(lambda: waits_for_accounts(world, workers=1))
-    with monkeypatch.context() as patch:
-        patch.setattr(job_parts, "_IDLE_MAX", "1s")
+    async with AsyncExitStack() as opened:
+        with monkeypatch.context() as patch:
+            patch.setattr(pools, "_IDLE_IN_TRANSACTION_MAX", "1s")
+            url = world.database.role_url("billing")
+            pool = await opened.enter_async_context(open_pool(url, application_name="hung"))
+        hung = await opened.enter_async_context(pool.acquire())
         await hung.execute("BEGIN")
-        assert await claim(hung) is not None
-    async with world.open_service() as channel:
+        assert await job_parts.claim_part(hung) is not None
+        channel = await opened.enter_async_context(world.open_service())
         org = world.organization(channel, org.org_id)
         ended = await org.wait_for(job)
         assert (ended.state, ended.done, list(ended.problems)) == (job_pb2.succeeded, 3, [])
         await assert_billed_once(world, org, tenants=3)
-    assert hung.is_closed()
+        with pytest.raises(asyncpg.InterfaceError):  # PostgreSQL has ended the session
+            await hung.execute("COMMIT")
+
+
+async def test_a_failure_is_not_recorded_of_a_part_that_has_moved_on(world: World) -> None:
+    """As when a commit has succeeded whose answer was lost."""
+    async with world.open_service() as channel:
+        org = await new_seller(world, channel, tenants=3)
+        async with held_accounts(world, org, 0):
+            await org.start_bulk(finalize=True)
+            await until(lambda: waits_for_accounts(world, workers=1))
+    worker = await asyncpg.connect(world.database.role_url("billing"))
+    claimed = await claim(worker)
+    assert claimed is not None
+    row = "SELECT after_tenant, state, failures, done, given_up FROM billing.job_part"
+    await job_parts.save_part(worker, replace(claimed, after_tenant="tenant_0000"), tenants=1)
+    moved_on = await world.admin.fetchrow(row)
+    await job_parts.record_failure(worker, claimed, Retry(timedelta(), 1, None))
+    assert await world.admin.fetchrow(row) == moved_on
+    part = replace(claimed, after_tenant="tenant_0000")
+    await job_parts.record_failure(worker, part, Retry(timedelta(), 1, None))
+    failed_once = await world.admin.fetchrow(row)
+    assert failed_once is not None and failed_once["failures"] == 1
+    # Somebody else's attempt has failed as well, and was recorded.
+    giving_up = GivingUp("tenant_0001", PartState.OPEN, failures=7)
+    await job_parts.record_failure(worker, part, Retry(timedelta(), 1, None))
+    assert not await job_parts.give_up_tenant(worker, part, giving_up, "tenant_0001: Internal error")
+    assert await world.admin.fetchrow(row) == failed_once
+    await job_parts.save_part(worker, replace(part, state=PartState.DONE, failures=1), tenants=2)
+    done = await world.admin.fetchrow(row)
+    await job_parts.record_failure(worker, replace(part, failures=0), Retry(timedelta(), 1, None))
+    assert await world.admin.fetchrow(row) == done
+    await worker.close()
+
+
+async def test_the_tenants_of_a_part_are_those_behind_its_place_up_to_its_end(world: World) -> None:
+    async with world.open_service() as channel:
+        org = await new_seller(world, channel, tenants=6)
+        await org.draft("tenant_0000")
+    for after, through, limit, numbers in (
+        ("", None, 10, [0, 1, 2, 3, 4, 5]),
+        ("tenant_0001", None, 2, [2, 3]),
+        ("tenant_0001", "tenant_0004", 10, [2, 3, 4]),
+        ("tenant_0001", "tenant_0004", 2, [2, 3]),
+        ("tenant_0004", "tenant_0004", 10, []),
+    ):
+        found = await ledger.load_pending_tenants(
+            world.admin, org.org_id, period=JANUARY, after=after, through=through, limit=limit
+        )
+        assert found == [f"tenant_{number:04}" for number in numbers]
 
 
 async def test_a_small_run_behind_a_large_one_is_done_before_it(world: World) -> None:

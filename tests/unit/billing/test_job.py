@@ -78,14 +78,8 @@ def test_an_attempt_that_has_named_nobody_gives_up_nobody(failures: int) -> None
         assert verdict == Retry(timedelta(seconds=1 if failures == 0 else 32), failures + 1, None)
 
 
-def test_the_first_lasting_failure_of_a_part_is_waited_for() -> None:
-    assert fail(NEW, is_lasting=True) == Retry(timedelta(seconds=1), 1, None)
-    alone = replace(NEW, failures=16, alone_tenant="tenant_0000")
-    assert fail(alone, is_lasting=True) == Retry(timedelta(seconds=32), 17, "tenant_0000")
-
-
-def test_further_lasting_failures_are_not_waited_for_but_others_are() -> None:
-    part = replace(NEW, given_up=("a: Internal error",))
+def test_lasting_failures_are_not_waited_for_but_others_are() -> None:
+    part = NEW
     tried = []
     while isinstance(verdict := fail(part, is_lasting=True), Retry):
         tried.append(verdict.after)

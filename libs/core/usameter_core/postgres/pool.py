@@ -23,6 +23,9 @@ Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 
 _ACQUIRE_SECONDS_MAX = 10.0
+# Of a process that stands still amid a transaction, or a machine that is gone: its locks would stay until TCP notices.
+# Between two statements services compute, or wait ten seconds at most for another.
+_IDLE_IN_TRANSACTION_MAX = "60s"
 
 # What asyncpg raises when the server is gone, going, starting, or too slow to wait for.
 CONNECTION_FAILURES = (
@@ -49,6 +52,8 @@ async def open_pool(
 ) -> AsyncIterator[Pool]:
     """A pool whose connections are UTC, READ COMMITTED and durable (`synchronous_commit` on).
 
+    A transaction without a statement for a minute is ended by the server.
+
     Raises:
         Unavailable: The server cannot be reached.
     """
@@ -57,6 +62,7 @@ async def open_pool(
         "timezone": "UTC",
         "default_transaction_isolation": "read committed",
         "synchronous_commit": "on",
+        "idle_in_transaction_session_timeout": _IDLE_IN_TRANSACTION_MAX,
     }
     with unavailable_without_postgres():
         pool = await _Pool(

@@ -124,20 +124,18 @@ def retry_after(failures: int) -> timedelta | None:
 def after_failure(attempt: Attempt, *, is_lasting: bool) -> Retry | GivingUp:
     """What becomes of a part after this attempt failed.
 
-    A tenant is given up after it failed alone for five minutes, which no shorter outage can cause. Only a failure
-    that `is_lasting` is not waited for again where one of the same part was: a price of all tenants that cannot be
-    read would take five minutes for each of them.
+    A tenant is given up after it failed alone for five minutes, which no shorter outage can cause. A failure that
+    `is_lasting` is not waited for: the tenant is given up as soon as it is alone.
     """
     part = attempt.part
     tenant_id = attempt.tenant_ids[0] if len(attempt.tenant_ids) == 1 else None
     # Failures with others around it, or of one that somebody else has billed meanwhile, are not its own.
     failures = part.failures if tenant_id == part.alone_tenant else min(part.failures, _HALVINGS)
-    is_hopeless = is_lasting and bool(part.given_up)
-    if tenant_id is not None and (is_hopeless or failures + 1 >= _PART_FAILURES_MAX):
+    if tenant_id is not None and (is_lasting or failures + 1 >= _PART_FAILURES_MAX):
         # Whatever is wrong with it may be wrong with the next as well: that one is tried alone, and the batch is full
         # again after a success.
         return GivingUp(tenant_id, PartState.DONE if attempt.is_last else PartState.OPEN, failures=_HALVINGS)
-    after = timedelta() if is_hopeless and attempt.tenant_ids else _back_off(failures)
+    after = timedelta() if is_lasting and attempt.tenant_ids else _back_off(failures)
     return Retry(after, failures + 1, tenant_id)
 
 

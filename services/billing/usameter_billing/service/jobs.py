@@ -13,7 +13,7 @@ from usameter_billing.service.ledger import LedgerPull
 from usameter_billing.store import job_parts, ledger
 from usameter_billing.store import jobs as store
 from usameter_core.clock import Clock
-from usameter_core.errors import FieldViolation, InvalidArgument, NotFound, UsameterError
+from usameter_core.errors import FieldViolation, InvalidArgument, NotFound, Unavailable, UsameterError
 from usameter_core.ids import OrgId, format_id, new_uuid
 from usameter_core.logging import get_logger
 from usameter_core.period import Period, format_timestamp
@@ -95,7 +95,11 @@ class BulkJobs:
                 await self._postpone(job, error)
         # Their last worker died between its last commit and ending them.
         for org_id, job_id in await run_transaction(self._pool, store.find_finished_jobs):
-            await end_job(self._pool, org_id, job_id)
+            try:
+                await end_job(self._pool, org_id, job_id)
+            except Unavailable:
+                # Who holds it ends it, or is ended within a minute; the others are not to wait for that.
+                log.warning("bulk_generation_not_ended", job_id=format_id("job", job_id))
 
     async def _cut_job(self, job: Job) -> None:
         # No transaction is open meanwhile. A pull that outlasts the lease may be made by somebody else as well;

@@ -15,10 +15,6 @@ from usameter_core.period import Period
 if TYPE_CHECKING:
     from usameter_core.postgres.pool import Connection
 
-# Of a worker that hangs with a part and its tenants' accounts locked; PostgreSQL ends its session. Between two
-# statements a worker computes, a fraction of a second; for invoices of many thousands of lines it takes some.
-_IDLE_MAX = "60s"
-
 
 async def insert_parts(
     connection: Connection, org_id: OrgId, job_id: UUID, *, after_tenant: str, last_tenants: Sequence[str]
@@ -43,7 +39,7 @@ async def claim_part(connection: Connection) -> Part | None:
     """An open part, of any organization, that nobody works on; its row is locked to the end of the transaction.
 
     By number first: a run that has had less goes before one that has had more, so that a small one
-    does not wait for a large one to end. Should this worker hang, PostgreSQL ends the transaction.
+    does not wait for a large one to end.
     """
     row = await connection.fetchrow(
         """
@@ -53,15 +49,14 @@ async def claim_part(connection: Connection) -> Part | None:
             WHERE state = 'open' AND attempt_after <= now()
             ORDER BY part, attempt_after LIMIT 1 FOR UPDATE SKIP LOCKED
         )
-        SELECT claimed.*, job.*, set_config('idle_in_transaction_session_timeout', $1, true)
+        SELECT claimed.*, job.*
         FROM claimed
         CROSS JOIN LATERAL (
             SELECT period_start, period_end, finalize, seller_name FROM billing.job
             WHERE org_id = claimed.org_id AND job_id = claimed.job_id
             OFFSET 0
         ) AS job
-        """,
-        _IDLE_MAX,
+        """
     )
     return None if row is None else part_from_row(row)
 

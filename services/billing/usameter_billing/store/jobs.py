@@ -69,7 +69,8 @@ async def load_job(connection: Connection, org_id: OrgId, job_id: UUID) -> Job |
     row = await connection.fetchrow(
         f"""
         SELECT org_id, job_id, period_start, period_end, finalize, state, {_DONE} AS done,
-               greatest(total, {_DONE}) AS total, {_PROBLEMS} AS problems, job.failures, lease_id
+               CASE WHEN total IS NOT NULL THEN greatest(total, {_DONE}) END AS total, {_PROBLEMS} AS problems,
+               job.failures, lease_id
         FROM billing.job AS job CROSS JOIN ({_PARTS}) AS parts
         WHERE org_id = $1 AND job_id = $2
         """,
