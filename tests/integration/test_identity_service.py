@@ -289,9 +289,9 @@ async def test_a_tenant_is_of_its_organization_only(identity: Identity) -> None:
 
 
 async def test_an_impossible_tenant_is_not_found_and_cannot_be_made(identity: Identity) -> None:
-    request = tenant_pb2.GetTenantRequest(tenant_id="a\x00b")
+    request = tenant_pb2.GetTenantRequest(tenant_id="a\x01b")
     assert await reason(identity.tenants.GetTenant(request, metadata=bearer(identity.api_key))) == "NOT_FOUND"
-    assert await reason(identity.ensure_tenants("good", "a\x00b")) == "INVALID_ARGUMENT"
+    assert await reason(identity.ensure_tenants("good", "a\x01b")) == "INVALID_ARGUMENT"
     assert await identity.ensure_tenants("good") == 1
 
 
