@@ -102,6 +102,22 @@ async def test_finalizing_freezes_numbers_and_dates_the_draft(billing: Billing) 
     assert await billing.count("pending_use") == 0
 
 
+async def test_a_later_number_has_no_earlier_date_where_a_clock_is_behind(billing: Billing) -> None:
+    org, clock = billing.org, billing.world.clock
+    org.seal(*((tenant, "call", "2026-01-10", "100") for tenant in ("a", "b", "c")))
+    ahead = clock.now()
+    first = await org.bill("a")
+    clock.advance(-timedelta(seconds=3))
+    second = await org.bill("b")
+    clock.advance(timedelta(seconds=5))
+    third = await org.bill("c")
+    assert [invoice.number for invoice in (first, second, third)] == [1, 2, 3]
+    issued = [datetime_in(invoice, "issued_at") for invoice in (first, second, third)]
+    assert issued == [ahead, ahead, ahead + timedelta(seconds=2)]
+    for invoice, moment in zip((first, second, third), issued, strict=True):
+        assert moment is not None and datetime_in(invoice, "due_at") == moment + timedelta(days=30)
+
+
 async def test_ingest_is_told_which_invoice_covers_a_snapshot_once_it_can_be_reached(billing: Billing) -> None:
     org, admin = billing.org, billing.world.admin
     ids = org.seal(("acme", "call", "2026-01-10", "100"), ("acme", "call", "2026-01-11", "1"))

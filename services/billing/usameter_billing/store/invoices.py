@@ -51,6 +51,8 @@ async def insert_invoices(
 ) -> None:
     """Write finalized invoices with their lines and what they cover, under the next numbers, in order.
 
+    Their date of issue is `issued_at`, or that of the number before where somebody was faster or has a clock that is
+    ahead; they are due as much later.
     The transaction's last writes, and the numbers the last of them: others of the organization wait
     for these until the commit.
     """
@@ -68,9 +70,11 @@ async def insert_invoices(
     await connection.execute(
         """
         WITH block AS (
-            INSERT INTO billing.invoice_number AS counter (org_id, last_number) VALUES ($1, $2)
-            ON CONFLICT ON CONSTRAINT invoice_number_pkey DO UPDATE SET last_number = counter.last_number + $2
-            RETURNING last_number - $2 AS before_first
+            INSERT INTO billing.invoice_number AS counter (org_id, last_number, last_issued_at) VALUES ($1, $2, $4)
+            ON CONFLICT ON CONSTRAINT invoice_number_pkey DO UPDATE
+            SET last_number = counter.last_number + $2,
+                last_issued_at = greatest(counter.last_issued_at, excluded.last_issued_at)
+            RETURNING last_number - $2 AS before_first, last_issued_at AS issued_at
         )
         INSERT INTO billing.invoice
             (org_id, invoice_id, number, tenant_id, status, period_start, period_end, currency, through_epoch,
@@ -79,8 +83,8 @@ async def insert_invoices(
         SELECT $1, invoice_id, block.before_first + place, tenant_id,
                CASE WHEN amount_due = 0 THEN 'paid' ELSE 'open' END,
                period_start, period_end, currency, $3, subtotal, tax, subtotal + tax, amount_due,
-               string_to_array(unpriced, ' '), $4::timestamptz, due_at, seller_name, bill_to_address,
-               CASE WHEN amount_due = 0 THEN $4::timestamptz END
+               string_to_array(unpriced, ' '), block.issued_at, due_at + (block.issued_at - $4), seller_name,
+               bill_to_address, CASE WHEN amount_due = 0 THEN block.issued_at END
         FROM block, unnest($5::uuid[], $6::text[], $7::timestamptz[], $8::timestamptz[], $9::text[], $10::numeric[],
                            $11::numeric[], $12::numeric[], $13::timestamptz[], $14::text[], $15::text[], $16::text[])
             WITH ORDINALITY
