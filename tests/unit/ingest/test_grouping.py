@@ -14,7 +14,7 @@ import pytest
 from usameter_core.errors import Unavailable
 from usameter_core.ids import OrgId, new_uuid
 from usameter_core.tasks import background_tasks
-from usameter_ingest.domain.event import UsageEvent, new_event
+from usameter_ingest.domain.event import new_event
 from usameter_ingest.service.grouping import GroupCommitter
 from usameter_ingest.service.recording import GroupRecorder, Recorded, RecordRequest
 
@@ -39,7 +39,7 @@ class HeldRecorder(GroupRecorder):
                 request.answer.set_result(Recorded([], []))
 
 
-def request(key: str, *, events: int = 1, metadata_bytes: int = 2) -> RecordRequest:
+def request(key: str | None, *, events: int = 1, metadata_bytes: int = 2) -> RecordRequest:
     made = [
         new_event(
             org_id=ORG,
@@ -47,26 +47,13 @@ def request(key: str, *, events: int = 1, metadata_bytes: int = 2) -> RecordRequ
             event_type="req",
             quantity=Decimal(1),
             metadata=b"m" * metadata_bytes,
-            idempotency_key=key if number == 0 else f"{key}.{number}",
+            idempotency_key=key if number == 0 or key is None else f"{key}.{number}",
             timestamp=None,
             now=NOW,
         )
         for number in range(events)
     ]
     return RecordRequest(made, batch=True)
-
-
-def keyless() -> UsageEvent:
-    return new_event(
-        org_id=ORG,
-        tenant_id="acme",
-        event_type="req",
-        quantity=Decimal(1),
-        metadata=b"{}",
-        idempotency_key=None,
-        timestamp=None,
-        now=NOW,
-    )
 
 
 @asynccontextmanager
@@ -184,7 +171,7 @@ async def test_who_waits_too_long_for_others_to_reserve_or_goes_away_meanwhile_i
     )
     reserving = asyncio.Lock()
     await reserving.acquire()
-    late, gone = (RecordRequest([keyless()], batch=False) for _ in range(2))
+    late, gone = (request(None) for _ in range(2))
     now = asyncio.get_running_loop().time()
     await recorder.record(ORG, [late], reserving=reserving, until=now + 0.05)
     assert (await refusal(late.answer)).retry_safe
