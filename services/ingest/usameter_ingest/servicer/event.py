@@ -98,8 +98,8 @@ class EventServicer(event_pb2_grpc.EventServiceServicer):
             for item, content, standing in zip(request.items, contents, standings, strict=True)
         ]
         try:
-            # One after the other: nearly all are answered in one turn of the loop, and a task for each, as
-            # `gather` makes them, took a tenth of ingest's time.
+            # One after the other: nearly all are answered in one turn of the loop. A task for each of 32, as
+            # `gather` makes them, takes 325 µs instead of 22.
             return event_pb2.RecordManyResponse(outcomes=[await each.respond() for each in submitted])
         finally:
             for each in submitted:
